@@ -1,0 +1,38 @@
+//go:build deps
+
+package deps
+
+import (
+	_ "github.com/fsnotify/fsnotify"
+	_ "github.com/go-json-experiment/json"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/renameio/v2"
+	_ "github.com/hashicorp/go-hclog"
+	_ "github.com/hashicorp/go-immutable-radix/v2"
+	_ "github.com/hashicorp/hcl/v2/hclparse"
+	_ "github.com/hashicorp/hcl/v2/hclsyntax"
+	_ "github.com/hashicorp/raft"
+	_ "github.com/hashicorp/raft-wal"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/smallstep/certificates/cas/apiv1"
+	_ "github.com/smallstep/certificates/cas/softcas"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spf13/cobra/doc"
+	_ "github.com/zclconf/go-cty/cty"
+	_ "go.etcd.io/etcd/client/v3"
+	_ "go.step.sm/crypto/keyutil"
+	_ "go.step.sm/crypto/pemutil"
+	_ "go.step.sm/crypto/x509util"
+	_ "go.uber.org/goleak"
+	_ "go.yaml.in/yaml/v3"
+	_ "golang.org/x/crypto/hkdf"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/time/rate"
+	_ "google.golang.org/grpc"
+	_ "google.golang.org/protobuf/proto"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "pgregory.net/rapid"
+)

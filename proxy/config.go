@@ -1,0 +1,101 @@
+// Package proxy holds the plan of one proxy: what it listens on, where it may
+// send, whom it lets in. A Config is immutable and says nothing about run-time
+// state; pools, latencies, ejections and counters live in proxy/dataplane,
+// keyed by what the plan names. Private keys never are part of it.
+package proxy
+
+import (
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+)
+
+// Config is the whole plan of one proxy. The zero Config listens nowhere and
+// lets nothing in.
+type Config struct {
+	// Position is that of the newest input in the plan.
+	Position catalog.Position
+	// Bundle holds the roots of every trust domain that may take part.
+	Bundle ca.Bundle
+	// TrustDomain is the proxy's own.
+	TrustDomain string
+	Listeners   []Listener
+	Inbounds    []Inbound
+	Clusters    []Cluster
+	Policies    []Policy
+}
+
+// A ListenerKind tells what a listening socket is for.
+type ListenerKind string
+
+const (
+	// ListenMesh accepts mutual TLS from other proxies.
+	ListenMesh ListenerKind = "mesh"
+	// ListenUpstream accepts plain connections of one local service for one
+	// destination.
+	ListenUpstream ListenerKind = "upstream"
+)
+
+// Listener is one listening socket. Whoever feeds the proxy opens it and
+// passes it by name; a proxy that runs alone opens it itself.
+type Listener struct {
+	// Name is unique in the plan and stays the same over restarts:
+	// "mesh" or "upstream/SOURCE/DESTINATION/PORT".
+	Name string       `json:"name"`
+	Kind ListenerKind `json:"kind"`
+	// Address is host:port.
+	Address string `json:"address"`
+	// Source is the service that owns an upstream listener: every connection
+	// accepted there is sent with its identity.
+	Source spiffe.ID `json:"source,omitzero"`
+	// Cluster names where an upstream listener's bytes go.
+	Cluster string `json:"cluster,omitempty"`
+}
+
+// Inbound is one port of one local instance, as the mesh reaches it.
+type Inbound struct {
+	// ServerName is the SNI that picks it, see ServerName.
+	ServerName string `json:"server_name"`
+	// Service is the identity that is presented.
+	Service  spiffe.ID        `json:"service"`
+	Instance string           `json:"instance"`
+	Port     string           `json:"port"`
+	Protocol catalog.Protocol `json:"protocol"`
+	// Local is the application's own host:port.
+	Local string `json:"local"`
+}
+
+// Cluster is one port of one destination service, seen from here.
+type Cluster struct {
+	// Name is "NAMESPACE/SERVICE:PORT" of the destination, with the source
+	// before it where access differs: "NS/SOURCE>NS/SERVICE:PORT".
+	Name string `json:"name"`
+	// Service is the identity that an endpoint must prove.
+	Service  spiffe.ID        `json:"service"`
+	Port     string           `json:"port"`
+	Protocol catalog.Protocol `json:"protocol"`
+	// Denied, if not empty, says why the source may not send here at all.
+	// Such a cluster has no endpoints, and its callers are told "denied".
+	Denied    string     `json:"denied,omitempty"`
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
+}
+
+// Endpoint is one instance's port, as other proxies reach it.
+type Endpoint struct {
+	Instance string `json:"instance"`
+	Node     string `json:"node"`
+	// Address is the mesh address host:port of the proxy before it.
+	Address string `json:"address"`
+	// ServerName is the SNI that picks the instance there.
+	ServerName string `json:"server_name"`
+	// Tier orders use: endpoints of a higher tier are used only while no lower
+	// one is usable. 0 healthy, 1 stale (its node's lease is lost).
+	Tier int `json:"tier,omitempty"`
+}
+
+// Policy is what may reach one local service, as users wrote it.
+type Policy struct {
+	Service    catalog.Name           `json:"service"`
+	Intentions []intentions.Intention `json:"intentions"`
+}
