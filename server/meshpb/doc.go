@@ -1,0 +1,10 @@
+// Package meshpb is the wire between agents and servers, generated from
+// mesh.proto, with the few constants that both ends must share.
+package meshpb
+
+// ServerName is the SNI by which a client of port 7400 asks for gRPC; any
+// other name, or none, reaches the HTTP API. The port is shared because
+// firewalls between hosts and servers are opened one port at a time, and
+// split after the handshake because grpc-go has no keep-alive behind an
+// http.Handler.
+const ServerName = "grpc.meshd"
