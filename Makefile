@@ -1,0 +1,150 @@
+# Everything that is done with this repository goes through here; `make help`
+# lists it. Needs Go, make, gcc and git; the rest is installed where that is
+# possible (as root, on Debian and Ubuntu) and named where it is not.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BUILD    := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
+
+# Binaries carry no libc, so that one build runs on every distribution.
+export CGO_ENABLED := 0
+
+GOLANGCI_LINT      := v2.5.0
+GOVULNCHECK        := v1.9.0
+PROTOC_GEN_GO      := v1.36.12
+PROTOC_GEN_GO_GRPC := v1.6.2
+TOOLS := bin/tools
+
+# How long each fuzz target runs in `make fuzz`.
+FUZZTIME ?= 20s
+# What `make test-unit`, `make race` and `make lint` look at.
+PKGS ?= ./...
+
+# Test packages that build network namespaces or run real programs.
+ROOT_TESTS := tests/e2e tests/conformance tests/fault
+# Test packages that have a target of their own: their results depend on more
+# than the files that go test knows of, so they are never taken from its cache.
+OWN_TESTS  := tests/arch tests/docs
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## run the whole mesh on this machine, with two demo applications
+	exec bin/meshd dev --demo
+
+.PHONY: build
+build: ## build the programs into bin/
+	go build $(BUILD) -o bin/ ./cmd/...
+
+.PHONY: test
+test: setup build vet test-arch test-unit test-e2e test-docs ## install what is missing, then pass every test
+	@if [[ $$(id -u) == 0 ]]; then echo 'test: everything passed'; \
+	else echo 'test: everything passed but what needs root, which was left out: $(wildcard $(ROOT_TESTS))'; fi
+
+.PHONY: check
+check: lint gen-check test race ## all that a change must pass
+
+.PHONY: setup
+setup: ## install the programs that the tests run (as root; else name them)
+	@tests/setup/tools.sh test || { status=$$?; [[ $$status == 3 && $$(id -u) != 0 ]] || exit $$status; }
+
+.PHONY: vet
+vet: ## go vet
+	go vet $(PKGS)
+
+.PHONY: test-arch
+test-arch: ## hold the code and docs/ARCHITECTURE.md equal
+	go test -count=1 ./tests/arch/...
+
+.PHONY: test-unit
+test-unit: ## the tests of every package; needs no root
+	packages=$$(go list $(PKGS) | grep -v $(foreach p,$(ROOT_TESTS) $(OWN_TESTS),-e '/$(p)$$' -e '/$(p)/')) && \
+		go test -timeout 10m $$packages
+
+.PHONY: e2e
+e2e: setup build test-e2e ## end to end: network namespaces, real programs (root)
+
+.PHONY: test-e2e
+test-e2e:
+	@packages='$(patsubst %,./%/...,$(wildcard $(ROOT_TESTS)))'; \
+	if [[ -z $$packages ]]; then exit 0; fi; \
+	if [[ $$(id -u) != 0 ]]; then \
+		echo "test: left out, as network namespaces need root: $$packages"; exit 0; fi; \
+	set -x; go test -count=1 -p 1 -timeout 20m $$packages
+
+.PHONY: test-docs
+test-docs: ## parse or run every snippet of the documentation
+	go test -count=1 ./tests/docs/...
+
+.PHONY: race
+race: ## every package under the race detector
+	CGO_ENABLED=1 go test -race -timeout 20m \
+		$$(go list $(PKGS) | grep -v $(foreach p,$(ROOT_TESTS) $(OWN_TESTS),-e '/$(p)$$' -e '/$(p)/'))
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (20s), one at a time
+	@mkdir -p bin
+	@go test -list '^Fuzz' $(PKGS) >bin/fuzz.list || { cat bin/fuzz.list; exit 1; }
+	@awk '/^Fuzz/ { names[n++] = $$1 } \
+		/^ok/ { for (i = 0; i < n; i++) print $$2, names[i]; n = 0 }' bin/fuzz.list | \
+	{ count=0; while read -r package target; do \
+		echo "fuzz: $$target in $$package"; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' "$$package" </dev/null; \
+		count=$$((count + 1)); \
+	done; echo "fuzz: $$count targets passed"; }
+
+.PHONY: bench
+bench: build ## measure mesh-proxy beside HAProxy and nginx in one run
+	@tests/setup/tools.sh bench
+	go run ./tests/bench
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint, go vet, go.mod in order
+	go mod tidy -diff
+	go vet $(PKGS)
+	$< run $(PKGS)
+
+.PHONY: fmt
+fmt: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) ## format the code as lint wants it
+	$< fmt
+
+.PHONY: vuln
+vuln: $(TOOLS)/govulncheck-$(GOVULNCHECK) ## look for known vulnerabilities (asks vuln.go.dev)
+	$< $(PKGS)
+
+.PHONY: gen
+gen: $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO) $(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC) ## generate code from server/meshpb/mesh.proto
+	@tests/setup/tools.sh gen
+	protoc \
+		--plugin=protoc-gen-go=$(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO) \
+		--plugin=protoc-gen-go-grpc=$(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC) \
+		--go_out=. --go_opt=paths=source_relative \
+		--go-grpc_out=. --go-grpc_opt=paths=source_relative \
+		server/meshpb/mesh.proto
+
+.PHONY: gen-check
+gen-check: gen ## fail if generated code differs from what is committed
+	git diff --exit-code -- server/meshpb
+
+.PHONY: clean
+clean: ## remove what was built, the tools too
+	rm -rf bin
+
+# A tool's file carries its version, so that a new pin builds a new one and an
+# old one is kept over `git switch`. $(1) name, $(2) version, $(3) package.
+define tool
+$(TOOLS)/$(1)-$(2):
+	@mkdir -p $(TOOLS)/$(1).tmp
+	GOBIN=$$(CURDIR)/$(TOOLS)/$(1).tmp GOFLAGS= go install $(3)@$(2)
+	@mv $(TOOLS)/$(1).tmp/$(1) $$@
+	@rmdir $(TOOLS)/$(1).tmp
+endef
+$(eval $(call tool,golangci-lint,$(GOLANGCI_LINT),github.com/golangci/golangci-lint/v2/cmd/golangci-lint))
+$(eval $(call tool,govulncheck,$(GOVULNCHECK),golang.org/x/vuln/cmd/govulncheck))
+$(eval $(call tool,protoc-gen-go,$(PROTOC_GEN_GO),google.golang.org/protobuf/cmd/protoc-gen-go))
+$(eval $(call tool,protoc-gen-go-grpc,$(PROTOC_GEN_GO_GRPC),google.golang.org/grpc/cmd/protoc-gen-go-grpc))

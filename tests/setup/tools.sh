@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Installs the programs that a target of the Makefile needs and that this
+# machine lacks. As root on Debian or Ubuntu it installs them; otherwise it
+# says what is missing and how to get it.
+#
+#   tools.sh [--check] SET...      a set: test, bench, gen (see the table)
+#
+# Exit status: 0 all there, 3 something is missing and was not installed,
+# 1 the installation failed, 2 wrong usage.
+set -euo pipefail
+
+# One row per program: set, command, package. A command is looked up, not its
+# package: a copy from elsewhere is as good as Debian's.
+table='
+test  curl     curl
+test  nginx    nginx-light
+test  haproxy  haproxy
+test  tcpdump  tcpdump
+test  ip       iproute2
+test  ss       iproute2
+test  nft      nftables
+test  jq       jq
+test  python3  python3-minimal
+test  openssl  openssl
+test  ps       procps
+test  unshare  util-linux
+bench wrk      wrk
+bench nginx    nginx-light
+bench haproxy  haproxy
+bench curl     curl
+gen   protoc   protobuf-compiler
+'
+
+# nginx, haproxy and ip live in sbin, which a user's PATH often leaves out.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+# missing SET prints "command package" for each absent program of a set.
+missing() {
+	local set command package
+	while read -r set command package; do
+		if [[ $set == "$1" ]] && ! command -v "$command" >/dev/null 2>&1; then
+			printf '%s %s\n' "$command" "$package"
+		fi
+	done <<<"$table"
+}
+
+# install PACKAGE... installs without a question and starts no service:
+# distributions start nginx and haproxy on installation, on every address.
+install() {
+	local policy=/usr/sbin/policy-rc.d ours='' status=0
+	if [[ ! -e $policy ]]; then
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 0755 "$policy"
+		ours=yes
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	{
+		apt-get -q -o Acquire::Retries=3 update &&
+			apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 \
+				install --no-install-recommends "$@"
+	} </dev/null >&2 || status=1
+	if [[ -n $ours ]]; then
+		rm -f "$policy"
+	fi
+	return "$status"
+}
+
+# keep_off SERVICE... keeps services that came with the packages from being
+# started at the next boot.
+keep_off() {
+	if command -v systemctl >/dev/null 2>&1; then
+		systemctl --quiet disable "$@" </dev/null >/dev/null 2>&1 ||
+			echo "setup: could not disable: $*; see 'systemctl status'" >&2
+	fi
+}
+
+main() {
+	local check='' sets=() set rows=''
+	for set in "$@"; do
+		case $set in
+		--check) check=yes ;;
+		test | bench | gen) sets+=("$set") ;;
+		*)
+			echo "usage: ${0##*/} [--check] test|bench|gen..." >&2
+			return 2
+			;;
+		esac
+	done
+	for set in "${sets[@]}"; do
+		rows+=$(missing "$set")$'\n'
+	done
+	rows=$(sort -u <<<"$rows" | sed '/^$/d')
+	if [[ -z $rows ]]; then
+		return 0
+	fi
+
+	local commands packages
+	commands=$(cut -d' ' -f1 <<<"$rows" | paste -sd' ')
+	packages=$(cut -d' ' -f2 <<<"$rows" | sort -u | paste -sd' ')
+	if [[ -n $check || $(id -u) != 0 ]] || ! command -v apt-get >/dev/null 2>&1; then
+		echo "setup: missing: $commands" >&2
+		echo "setup: as root on Debian or Ubuntu: apt-get install --no-install-recommends $packages" >&2
+		return 3
+	fi
+
+	echo "setup: installing $packages" >&2
+	local services=() package
+	for package in $packages; do
+		case $package in
+		nginx-light) services+=(nginx) ;;
+		haproxy) services+=(haproxy) ;;
+		esac
+	done
+	# Names of packages hold no spaces: the split is meant.
+	# shellcheck disable=SC2086
+	install $packages
+	if ((${#services[@]})); then
+		keep_off "${services[@]}"
+	fi
+	for set in "${sets[@]}"; do
+		rows=$(missing "$set")
+		if [[ -n $rows ]]; then
+			echo "setup: still missing after the installation: $(cut -d' ' -f1 <<<"$rows" | paste -sd' ')" >&2
+			return 1
+		fi
+	done
+}
+
+main "$@"
