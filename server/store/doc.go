@@ -1,0 +1,9 @@
+// Package store holds the contract between meshd and the place where its
+// cluster state lives: a small transactional key space, [Engine].
+//
+// The contract asks for what etcd, Consul's KV and a Raft group can all give:
+// compare-and-set transactions of bounded size, watches that yield whole
+// transactions coalesced to the newest values, a barrier for linearizable
+// reads, and one elected leader. It is not a replicated log: no caller may rely
+// on seeing every version of a key.
+package store
