@@ -1,0 +1,269 @@
+package catalog
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// DefaultAddress is where an application listens, and where its upstreams
+// listen for it, unless its definition says otherwise.
+const DefaultAddress = "127.0.0.1"
+
+// A Definition is what an operator writes for an agent about one instance of a
+// service: one service block of services.d.
+type Definition struct {
+	Name string `json:"name"`
+	// ID tells apart the instances of one service on one node; it is Name when
+	// empty.
+	ID string `json:"id,omitempty"`
+	// Namespace is DefaultNamespace when empty.
+	Namespace string `json:"namespace,omitempty"`
+	// Port is the number of a single port, called DefaultPort. Port and Ports
+	// exclude each other; neither means a pure client.
+	Port  uint16           `json:"port,omitzero"`
+	Ports []DefinitionPort `json:"ports,omitempty"`
+	// Protocol is that of Port.
+	Protocol Protocol `json:"protocol,omitempty"`
+	// Address is the IP address on which the application listens;
+	// DefaultAddress when empty.
+	Address   string            `json:"address,omitempty"`
+	Tags      []string          `json:"tags,omitempty"`
+	Meta      map[string]string `json:"meta,omitempty"`
+	Checks    []Check           `json:"checks,omitempty"`
+	Upstreams []Upstream        `json:"upstreams,omitempty"`
+}
+
+// A DefinitionPort is one of several named ports of an application.
+type DefinitionPort struct {
+	Name     string   `json:"name"`
+	Port     uint16   `json:"port"`
+	Protocol Protocol `json:"protocol,omitempty"`
+	// Default marks the port of callers that name none.
+	Default bool `json:"default,omitzero"`
+}
+
+// An Upstream is a service that the application calls: mesh-proxy listens on
+// the local address and port, and carries what arrives there to the service.
+type Upstream struct {
+	// Service is "service" (in DefaultNamespace) or "namespace/service".
+	Service string `json:"service"`
+	// Port is the name of the service's port; its default port when empty.
+	Port      string `json:"port,omitempty"`
+	LocalPort uint16 `json:"local_port"`
+	// LocalAddress is an IP address; DefaultAddress when empty.
+	LocalAddress string `json:"local_address,omitempty"`
+}
+
+// Ref returns the name of the service that is called; the zero Name when
+// Service is malformed, which Validate reports.
+func (u Upstream) Ref() Name {
+	n, err := ParseName(u.Service)
+	if err != nil {
+		return Name{}
+	}
+	return n
+}
+
+// Ref returns the name of the defined service with its namespace resolved.
+func (d Definition) Ref() Name { return Name{Namespace: orDefault(d.Namespace), Name: d.Name} }
+
+// InstanceID returns ID, or Name when that is empty.
+func (d Definition) InstanceID() string {
+	if d.ID == "" {
+		return d.Name
+	}
+	return d.ID
+}
+
+// WithDefaults returns a copy in which every default is written out; a single
+// Port becomes the one entry of Ports. It shares nothing with d that a caller
+// could change, except Tags, Meta and the headers of checks.
+func (d Definition) WithDefaults() Definition {
+	d.ID = d.InstanceID()
+	d.Namespace = orDefault(d.Namespace)
+	d.Ports = d.allPorts()
+	d.Port, d.Protocol = 0, ""
+	for i := range d.Ports {
+		d.Ports[i].Protocol = d.Ports[i].Protocol.OrAuto()
+	}
+	if len(d.Ports) == 1 {
+		d.Ports[0].Default = true
+	}
+	if d.Address == "" {
+		d.Address = DefaultAddress
+	}
+	d.Checks = slices.Clone(d.Checks)
+	for i := range d.Checks {
+		d.Checks[i] = d.Checks[i].WithDefaults()
+	}
+	d.Upstreams = slices.Clone(d.Upstreams)
+	for i := range d.Upstreams {
+		if n := d.Upstreams[i].Ref(); !n.IsZero() {
+			d.Upstreams[i].Service = n.String()
+		}
+		if d.Upstreams[i].LocalAddress == "" {
+			d.Upstreams[i].LocalAddress = DefaultAddress
+		}
+	}
+	return d
+}
+
+// allPorts returns a fresh list of the ports, the single one included.
+func (d Definition) allPorts() []DefinitionPort {
+	if d.Port != 0 && len(d.Ports) == 0 {
+		return []DefinitionPort{{Name: DefaultPort, Port: d.Port, Protocol: d.Protocol}}
+	}
+	return slices.Clone(d.Ports)
+}
+
+// Service returns what the definition says of the central service: the spec to
+// create when there is none, and to compare by Service.Agrees when there is
+// one.
+func (d Definition) Service() Service {
+	s := Service{Namespace: d.Namespace, Name: d.Name}
+	for _, p := range d.allPorts() {
+		s.Ports = append(s.Ports, ServicePort{Name: p.Name, Protocol: p.Protocol, Default: p.Default})
+	}
+	return s
+}
+
+// Instance returns the instance that the definition declares on a node whose
+// proxy receives at meshAddress. A pure client has no ports and no mesh
+// address. The server names of the ports are left empty: their grammar belongs
+// to package proxy. Tags and Meta are shared with d.
+func (d Definition) Instance(node, meshAddress string) Instance {
+	i := Instance{
+		Namespace: d.Namespace, Service: d.Name, ID: d.InstanceID(), Node: node,
+		Tags: d.Tags, Meta: d.Meta,
+	}
+	for _, p := range d.allPorts() {
+		i.Ports = append(i.Ports, InstancePort{Name: p.Name, Port: p.Port})
+	}
+	if len(i.Ports) > 0 {
+		i.MeshAddress = meshAddress
+	}
+	return i
+}
+
+// Limits of one definition.
+const (
+	maxChecks    = 64
+	maxUpstreams = 256
+)
+
+// Validate reports every problem of the definition; see FieldErrors.
+func (d Definition) Validate() error {
+	var p Problems
+	p.label("name", d.Name)
+	if d.ID != "" {
+		p.instanceID("id", d.ID)
+	}
+	p.namespace("namespace", d.Namespace)
+	d.validatePorts(&p)
+	p.address("address", d.Address)
+	p.tags("tags", d.Tags)
+	p.meta("meta", d.Meta)
+	if len(d.Checks) > maxChecks {
+		p.Add("checks", "%d checks, at most %d are allowed", len(d.Checks), maxChecks)
+	}
+	for i, c := range d.Checks {
+		at := fmt.Sprintf("checks[%d]", i)
+		p.Under(at, c.Validate())
+		if slices.ContainsFunc(d.Checks[:i], func(o Check) bool { return o.Name == c.Name }) {
+			p.Add(at+".name", "%q is the name of another check: give each its own", c.Name)
+		}
+	}
+	if len(d.Upstreams) > maxUpstreams {
+		p.Add("upstreams", "%d upstreams, at most %d are allowed", len(d.Upstreams), maxUpstreams)
+	}
+	for i, u := range d.Upstreams {
+		at := fmt.Sprintf("upstreams[%d]", i)
+		p.Under(at, u.Validate())
+		d.localClash(&p, at, i)
+	}
+	return p.Err()
+}
+
+func (d Definition) validatePorts(p *Problems) {
+	switch {
+	case d.Port != 0 && len(d.Ports) > 0:
+		p.Add("port", "port and ports exclude each other: give a single number, or only named ports")
+	case len(d.Ports) > 0 && d.Protocol != "":
+		p.Add("protocol", "belongs to a single port: write protocol inside each of ports")
+	case d.Port == 0 && len(d.Ports) == 0 && d.Protocol != "":
+		p.Add("protocol", "has no effect without a port: add the port, or remove protocol for a pure client")
+	default:
+		p.protocol("protocol", d.Protocol)
+	}
+	named := make([]ServicePort, len(d.Ports))
+	for i, port := range d.Ports {
+		named[i] = ServicePort{Name: port.Name, Protocol: port.Protocol, Default: port.Default}
+		at := fmt.Sprintf("ports[%d].port", i)
+		if port.Port == 0 {
+			p.Add(at, "missing: write the number on which the application listens, 1 to 65535")
+		} else if slices.ContainsFunc(d.Ports[:i], func(o DefinitionPort) bool { return o.Port == port.Port }) {
+			p.Add(at, "%d is the number of another port: each needs its own", port.Port)
+		}
+	}
+	p.ports("ports", named)
+}
+
+// localClash records that upstream i listens where an earlier one or the
+// application itself does.
+func (d Definition) localClash(p *Problems, at string, i int) {
+	u := d.Upstreams[i]
+	if u.LocalPort == 0 {
+		return
+	}
+	local := orLoopback(u.LocalAddress)
+	for n, o := range d.Upstreams[:i] {
+		if o.LocalPort == u.LocalPort && orLoopback(o.LocalAddress) == local {
+			p.Add(at+".local_port", "%d is taken by upstreams[%d]: choose another", u.LocalPort, n)
+			return
+		}
+	}
+	for _, port := range d.allPorts() {
+		if port.Port == u.LocalPort && orLoopback(d.Address) == local {
+			p.Add(at+".local_port", "%d is the application's own port: choose another", u.LocalPort)
+			return
+		}
+	}
+}
+
+func orLoopback(address string) string {
+	if address == "" {
+		return DefaultAddress
+	}
+	return address
+}
+
+// Validate reports every problem of the upstream; see FieldErrors.
+func (u Upstream) Validate() error {
+	var p Problems
+	if _, err := ParseName(u.Service); err != nil {
+		p.Add("service", "%v; write \"service\" or \"namespace/service\"", err)
+	}
+	if u.Port != "" {
+		p.label("port", u.Port)
+	}
+	if u.LocalPort == 0 {
+		p.Add("local_port", "missing: write the local port on which the application reaches this service, 1 to 65535")
+	}
+	p.address("local_address", u.LocalAddress)
+	return p.Err()
+}
+
+// address records a problem of the optional IP address v at path.
+func (p *Problems) address(path, v string) {
+	if v == "" {
+		return
+	}
+	a, err := netip.ParseAddr(v)
+	switch {
+	case err != nil:
+		p.Add(path, "%q is no IP address: write one such as %q", v, DefaultAddress)
+	case a.IsUnspecified() || a.IsMulticast():
+		p.Add(path, "%q cannot be connected to: write the one address to use, such as %q", v, DefaultAddress)
+	}
+}
