@@ -12,7 +12,7 @@ BUILD    := -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 # Binaries carry no libc, so that one build runs on every distribution.
 export CGO_ENABLED := 0
 
-GOLANGCI_LINT      := v2.5.0
+GOLANGCI_LINT      := v2.15.0
 GOVULNCHECK        := v1.9.0
 PROTOC_GEN_GO      := v1.36.12
 PROTOC_GEN_GO_GRPC := v1.6.2
