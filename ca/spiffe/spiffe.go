@@ -12,14 +12,13 @@
 package spiffe
 
 import (
+	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
-
-	"crypto/x509"
 )
 
 // Limits of the grammar. The first two are the standard's (SPIFFE-ID, section 2.3), the third is that of a DNS label
