@@ -8,3 +8,10 @@ package meshpb
 // split after the handshake because grpc-go has no keep-alive behind an
 // http.Handler.
 const ServerName = "grpc.meshd"
+
+// MaxMessage is the largest message, in bytes, that a server sends. A Batch is
+// one message, so that it can be applied at once; an agent has to raise
+// gRPC's limit of 4 MiB to this (grpc.MaxCallRecvMsgSize).
+const MaxMessage = 64 << 20
+
+//go:generate protoc --go_out=../.. --go_opt=paths=source_relative --go-grpc_out=../.. --go-grpc_opt=paths=source_relative -I ../.. server/meshpb/mesh.proto
