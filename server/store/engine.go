@@ -106,9 +106,10 @@ type Stage interface {
 
 	// Activate makes the staged generation the current one, in one step, and
 	// returns its first position. It removes the generation that it replaces.
-	// from.Generation must be current; from.Revision, unless 0, must be the
-	// position of its last Commit, so that no write in between is lost. Every
-	// Watcher continues with a Reset batch.
+	// from.Generation, unless empty, must be current, and from.Revision, unless
+	// 0, must be its last revision: set both when the staged data was computed
+	// from a Snapshot, so that no write in between is lost. Every Watcher
+	// continues with a Reset batch.
 	//
 	// Errors: as Commit's, or ErrStageLost. After an error the stage is still
 	// open, except after ErrUnknownOutcome and ErrStageLost.
