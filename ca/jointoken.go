@@ -45,11 +45,11 @@ type JoinToken struct {
 	Secret  Secret   // 16 to 64 bytes
 }
 
-// Encode returns the token as one word of letters, digits, '-', '_' and '.', for a command line or a file. Handle it as a
-// secret. Errors wrap ErrJoinToken.
-func (t JoinToken) Encode() (Secret, error) {
+// Encode returns the token as one word of letters, digits, '-', '_' and '.', for a command line or a file. It contains the
+// secret: show it once, to whom it is for. Errors wrap ErrJoinToken.
+func (t JoinToken) Encode() (string, error) {
 	if err := t.validate(); err != nil {
-		return Secret{}, err
+		return "", err
 	}
 	secret := t.Secret.Reveal()
 	payload := make([]byte, tokenLengthBytes, 256)
@@ -63,7 +63,7 @@ func (t JoinToken) Encode() (Secret, error) {
 	}
 	binary.BigEndian.PutUint16(payload, uint16(len(payload)+tokenChecksumBytes)) //nolint:gosec // validate bounds every part
 	payload = append(payload, tokenChecksum(payload)...)
-	return NewSecret([]byte(tokenPrefix + base64.RawURLEncoding.EncodeToString(payload))), nil
+	return tokenPrefix + base64.RawURLEncoding.EncodeToString(payload), nil
 }
 
 // ParseJoinToken reads what Encode wrote; white space around it is ignored. The token's length and a checksum inside it tell a
