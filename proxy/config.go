@@ -15,15 +15,15 @@ import (
 // lets nothing in.
 type Config struct {
 	// Position is that of the newest input in the plan.
-	Position catalog.Position
+	Position catalog.Position `json:"position"`
 	// Bundle holds the roots of every trust domain that may take part.
-	Bundle ca.Bundle
+	Bundle ca.Bundle `json:"bundle"`
 	// TrustDomain is the proxy's own.
-	TrustDomain string
-	Listeners   []Listener
-	Inbounds    []Inbound
-	Clusters    []Cluster
-	Policies    []Policy
+	TrustDomain string     `json:"trust_domain"`
+	Listeners   []Listener `json:"listeners,omitempty"`
+	Inbounds    []Inbound  `json:"inbounds,omitempty"`
+	Clusters    []Cluster  `json:"clusters,omitempty"`
+	Policies    []Policy   `json:"policies,omitempty"`
 }
 
 // A ListenerKind tells what a listening socket is for.
@@ -44,7 +44,8 @@ type Listener struct {
 	// "mesh" or "upstream/SOURCE/DESTINATION/PORT".
 	Name string       `json:"name"`
 	Kind ListenerKind `json:"kind"`
-	// Address is host:port.
+	// Address is host:port with a numeric host, or an empty one for every
+	// address of the host. A passed socket is used only if it is bound there.
 	Address string `json:"address"`
 	// Source is the service that owns an upstream listener: every connection
 	// accepted there is sent with its identity.
@@ -81,7 +82,8 @@ type Cluster struct {
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
-// Endpoint is one instance's port, as other proxies reach it.
+// Endpoint is one instance's port, as other proxies reach it. Node and Instance
+// together are unique in a cluster; run-time state is kept under them.
 type Endpoint struct {
 	Instance string `json:"instance"`
 	Node     string `json:"node"`
@@ -98,4 +100,16 @@ type Endpoint struct {
 type Policy struct {
 	Service    catalog.Name           `json:"service"`
 	Intentions []intentions.Intention `json:"intentions"`
+	// Unreadable, if not empty, says what Assemble did not understand in it.
+	// Such a policy denies everything. It is never written.
+	Unreadable string `json:"-"`
+}
+
+// Compile returns the decision function of the policy for a proxy of
+// trustDomain. An unreadable policy gives a nil one, which denies.
+func (p Policy) Compile(trustDomain string) (*intentions.Policy, error) {
+	if p.Unreadable != "" {
+		return nil, nil
+	}
+	return intentions.Compile(trustDomain, p.Service, p.Intentions)
 }
