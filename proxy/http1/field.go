@@ -80,13 +80,17 @@ func (f Fields) Known(id Known) ([]byte, bool) {
 
 // Del removes every field line of name, in place.
 func (f *Fields) Del(name string) {
-	kept := (*f)[:0]
-	for _, field := range *f {
-		if !equalFold(field.Name, name) {
-			kept = append(kept, field)
+	*f = del(*f, name)
+}
+
+func del[T string | []byte](f Fields, name T) Fields {
+	kept := f[:0]
+	for i := range f {
+		if !equalFold(f[i].Name, name) {
+			kept = append(kept, f[i])
 		}
 	}
-	*f = kept
+	return kept
 }
 
 // Add appends a field line. The bytes are not copied.
@@ -96,7 +100,7 @@ func (f *Fields) Add(name, value []byte) {
 
 // Set replaces every field line of name by one. The bytes are not copied.
 func (f *Fields) Set(name, value []byte) {
-	f.Del(string(name))
+	*f = del(*f, name)
 	f.Add(name, value)
 }
 
@@ -157,8 +161,8 @@ func lookup(name []byte) Known {
 	return Other
 }
 
-// equalFold compares ASCII without regard to case; s is any case.
-func equalFold(b []byte, s string) bool {
+// equalFold compares ASCII without regard to case.
+func equalFold[T string | []byte](b []byte, s T) bool {
 	if len(b) != len(s) {
 		return false
 	}
