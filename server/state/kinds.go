@@ -25,6 +25,13 @@ type Cluster struct {
 	Created      time.Time `json:"created"`
 }
 
+// NodeIdentity is which host a node's name belongs to.
+type NodeIdentity struct {
+	// Keys are the hashes (ca.Hash) of the public keys whose certificates are
+	// accepted as the node: the newest, and the one that asked for it.
+	Keys []string `json:"keys"`
+}
+
 // The tables. What users declare and agents register is stored as it was
 // written; the rest is the servers' own.
 var (
@@ -85,12 +92,16 @@ var (
 		decode: func(s []string) (Singleton, error) { return Singleton{}, want(s, 1) },
 		read:   lenient[Singleton, Cluster],
 	}
+	// NodeIdentities, by node.
+	NodeIdentities = &Table[string, NodeIdentity]{
+		kind: "node-identity", index: 12, encode: encodeName, decode: decodeName, read: lenient[string, NodeIdentity],
+	}
 )
 
 // rows lists the tables at their indexes.
 var rows = []row{
 	Namespaces, Nodes, Services, Instances, Intentions, InstanceStatuses,
-	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters,
+	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters, NodeIdentities,
 }
 
 func rowOf(kind Kind) (row, int) {
