@@ -20,7 +20,7 @@ test  ip       iproute2
 test  ss       iproute2
 test  nft      nftables
 test  jq       jq
-test  python3  python3-minimal
+test  python3  python3
 test  openssl  openssl
 test  ps       procps
 test  unshare  util-linux
@@ -47,31 +47,33 @@ missing() {
 # install PACKAGE... installs without a question and starts no service:
 # distributions start nginx and haproxy on installation, on every address.
 install() {
-	local policy=/usr/sbin/policy-rc.d ours='' status=0
+	local policy=/usr/sbin/policy-rc.d
 	if [[ ! -e $policy ]]; then
 		printf '#!/bin/sh\nexit 101\n' >"$policy"
 		chmod 0755 "$policy"
-		ours=yes
+		# shellcheck disable=SC2064 # the path is known now
+		trap "rm -f '$policy'" EXIT
 	fi
 	export DEBIAN_FRONTEND=noninteractive
 	{
-		apt-get -q -o Acquire::Retries=3 update &&
-			apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 \
-				install --no-install-recommends "$@"
-	} </dev/null >&2 || status=1
-	if [[ -n $ours ]]; then
-		rm -f "$policy"
-	fi
-	return "$status"
+		apt-get -q -o Acquire::Retries=3 update
+		apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 \
+			install --no-install-recommends "$@"
+	} </dev/null >&2
 }
 
 # keep_off SERVICE... keeps services that came with the packages from being
-# started at the next boot.
+# started at the next boot. Where systemd is not installed yet, its links are.
 keep_off() {
 	if command -v systemctl >/dev/null 2>&1; then
 		systemctl --quiet disable "$@" </dev/null >/dev/null 2>&1 ||
-			echo "setup: could not disable: $*; see 'systemctl status'" >&2
+			echo "setup: could not keep these from starting at the next boot: $*" >&2
+		return
 	fi
+	local service
+	for service in "$@"; do
+		rm -f "/etc/systemd/system/multi-user.target.wants/$service.service"
+	done
 }
 
 main() {
