@@ -1,0 +1,89 @@
+// Package balance picks the endpoint for the next request or connection. An algorithm is one file and one line in the table
+// of this one; what it may rely on is here.
+//
+// What is known of an endpoint at run time (State) is apart from the choice among endpoints (Picker): pickers are made anew
+// with every plan and share the states of endpoints that both plans have, so that a change of plan forgets nothing. See
+// Registry for how long a state lives.
+package balance
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+)
+
+// ErrAlgorithm is wrapped when an algorithm is asked for that is not in the table.
+var ErrAlgorithm = errors.New("unknown balancing algorithm")
+
+// State is what is known of one endpoint at run time. It is safe for concurrent use. The zero State is that of an endpoint
+// that was never used.
+type State struct {
+	outstanding atomic.Int64
+	// The counter is written on every request: keep other endpoints' off its cache line.
+	_ [56]byte
+}
+
+// Begin notes that a request or connection was given to the endpoint. End must follow exactly once.
+func (s *State) Begin() { s.outstanding.Add(1) }
+
+// End notes that it is over.
+func (s *State) End() { s.outstanding.Add(-1) }
+
+// Outstanding returns how many have begun and not ended.
+func (s *State) Outstanding() int64 { return s.outstanding.Load() }
+
+// Candidate is one endpoint to choose from.
+type Candidate struct {
+	State *State
+	// Tier orders use: a candidate is picked only when no candidate of a lower tier is left.
+	Tier int
+}
+
+// Picker chooses among the candidates that it was made from. It is safe for concurrent use, takes no lock that requests share,
+// and does not allocate.
+type Picker interface {
+	// Pick returns the index of a candidate that is not in tried, or -1 if none is left. tried are indexes that Pick returned
+	// before for the same request; the slice is not kept.
+	Pick(tried []int) int
+}
+
+// Algorithm names a way to choose. The empty Algorithm is the default.
+type Algorithm string
+
+// The algorithms.
+const (
+	// LeastRequest takes the less loaded of two random endpoints.
+	LeastRequest Algorithm = "least_request"
+)
+
+// factory makes a picker for candidates that are sorted by tier; place maps its indexes back.
+type factory func(sorted []Candidate, place []int) Picker
+
+// algorithms is the table.
+func algorithms() map[Algorithm]factory {
+	return map[Algorithm]factory{
+		"":           newLeastRequest,
+		LeastRequest: newLeastRequest,
+	}
+}
+
+// New returns a picker by the algorithm. It takes no reference to candidates; an empty list gives a picker that always says
+// -1. Errors wrap ErrAlgorithm.
+func New(algorithm Algorithm, candidates []Candidate) (Picker, error) {
+	build, ok := algorithms()[algorithm]
+	if !ok {
+		return nil, fmt.Errorf("%w: %q", ErrAlgorithm, algorithm)
+	}
+	place := make([]int, len(candidates))
+	for i := range place {
+		place[i] = i
+	}
+	slices.SortStableFunc(place, func(a, b int) int { return cmp.Compare(candidates[a].Tier, candidates[b].Tier) })
+	sorted := make([]Candidate, len(candidates))
+	for i, from := range place {
+		sorted[i] = candidates[from]
+	}
+	return build(sorted, place), nil
+}
