@@ -1,0 +1,313 @@
+// Package api is the HTTP/JSON API of a server. Every route stands in one
+// table with what it does to which resource; one middleware authenticates,
+// authorizes, and turns errors into the API's error body.
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/server/acl"
+	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/state"
+)
+
+// Fleet is what the API asks of the streams that agents hold.
+type Fleet interface {
+	// Rollout tells how far the proxies concerned with the services are, and
+	// returns a channel that is closed when that may have changed.
+	Rollout(pos catalog.Position, services []catalog.Name) (client.Rollout, <-chan struct{})
+	// Proxies returns what each proxy last reported.
+	Proxies() []client.ProxyStatus
+}
+
+// Config is what the API serves from. Every field is required, but for Now.
+type Config struct {
+	State     *state.State
+	Authority ca.Authority
+	Fleet     Fleet
+	Log       *slog.Logger
+	// Info is what does not change while the server runs: Server, Version,
+	// TrustDomain, Started.
+	Info client.Status
+	// Addresses are host:port of the servers, as join tokens carry them.
+	Addresses []string
+	// Now is time.Now unless a test needs another.
+	Now func() time.Time
+}
+
+// API handles requests. It is safe for concurrent use.
+type API struct {
+	cfg   Config
+	kinds []collection
+}
+
+const (
+	maxBody = 512 << 10
+	maxWait = time.Minute
+)
+
+// New returns the API. Use Handler to serve it.
+func New(cfg Config) *API {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &API{cfg: cfg, kinds: collections(cfg.Info.TrustDomain)}
+}
+
+// A route is one line of the API.
+type route struct {
+	method, pattern string
+	verb            acl.Verb
+	resource        acl.Resource
+	// object names what the path means, for authorization; nil means all of
+	// the resource. Handlers that learn more from the body authorize again.
+	object func(*http.Request) (namespace, name string)
+	handle func(*call) (any, error)
+}
+
+// A call is one authenticated and authorized request.
+type call struct {
+	*http.Request
+	who acl.Identity
+	id  string
+}
+
+func (a *API) routes() []route {
+	rs := []route{
+		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health},
+		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots},
+		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status},
+		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout},
+		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply}, // each resource is authorized by itself
+		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check},
+		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain},
+		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, nil, a.joinToken},
+	}
+	for _, k := range a.kinds {
+		base := "/v1/" + k.kind().Collection()
+		one := base + k.pattern()
+		rs = append(rs,
+			route{http.MethodGet, base, acl.Read, k.resource(), nil, a.list(k)},
+			route{http.MethodGet, one, acl.Read, k.resource(), k.object, a.get(k)},
+			route{http.MethodPut, one, acl.Write, k.resource(), k.object, a.put(k)},
+			route{http.MethodDelete, one, acl.Write, k.resource(), k.object, a.delete(k)},
+		)
+	}
+	return rs
+}
+
+// Route is one line of the table, for tests and documents.
+type Route struct {
+	Method, Pattern string
+	Verb            acl.Verb
+	Resource        acl.Resource
+}
+
+// Routes lists every route of the API.
+func (a *API) Routes() []Route {
+	var out []Route
+	for _, r := range a.routes() {
+		out = append(out, Route{r.method, r.pattern, r.verb, r.resource})
+	}
+	return out
+}
+
+// Handler serves the API. Local says that callers came over the admin socket
+// and were found to be the server's own user or root.
+func (a *API) Handler(local bool) http.Handler {
+	mux := http.NewServeMux()
+	for _, r := range a.routes() {
+		mux.Handle(r.method+" "+r.pattern, a.serve(r, local))
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
+		writeError(w, req, "", &client.Error{
+			Code: client.CodeNotFound, Message: fmt.Sprintf("no route %s %s", req.Method, req.URL.Path), Next: "see docs/reference/api.md",
+		})
+	})
+	return mux
+}
+
+func (a *API) serve(r route, local bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		c := &call{Request: req, id: newRequestID()}
+		w.Header().Set("Mesh-Request-Id", c.id)
+		req.Body = http.MaxBytesReader(w, req.Body, maxBody)
+		out, err := a.answer(c, r, local)
+		if err != nil {
+			e := toError(err)
+			if e.Code == client.CodeInternal {
+				a.cfg.Log.ErrorContext(req.Context(), "request failed", slog.String("request_id", c.id),
+					slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Any("error", err))
+			}
+			writeError(w, req, c.id, e)
+			return
+		}
+		if r.verb == acl.Write || r.pattern == "/v1/apply" {
+			a.cfg.Log.InfoContext(req.Context(), "changed", slog.String("request_id", c.id), slog.String("who", c.who.String()),
+				slog.String("method", req.Method), slog.String("path", req.URL.Path))
+		}
+		writeJSON(w, http.StatusOK, out)
+	})
+}
+
+func (a *API) answer(c *call, r route, local bool) (any, error) {
+	who, err := a.authenticate(c.Request, local)
+	if err != nil {
+		return nil, err
+	}
+	c.who = who
+	what := acl.Request{Verb: r.verb, Resource: r.resource}
+	if r.object != nil {
+		what.Namespace, what.Name = r.object(c.Request)
+	}
+	if err := acl.Authorize(who, what); err != nil {
+		return nil, err
+	}
+	return r.handle(c)
+}
+
+// authenticate finds out who calls. A token that is wrong is an error, not an
+// anonymous caller, so that a typo is not mistaken for a missing permission.
+func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) {
+	if local {
+		return acl.Identity{Subject: acl.Local, Name: "admin-socket"}, nil
+	}
+	header := req.Header.Get("Authorization")
+	if header == "" {
+		return acl.Identity{}, nil
+	}
+	secret, ok := strings.CutPrefix(header, "Bearer ")
+	if !ok {
+		return acl.Identity{}, &client.Error{Code: client.CodeUnauthorized, Message: "the Authorization header is not of the form Bearer TOKEN"}
+	}
+	rec, ok := state.Tokens.Get(a.cfg.State.Snapshot(), acl.Hash([]byte(secret)))
+	if ok && rec.Err == nil {
+		if who := rec.Value.Identity(a.cfg.Now()); who.Subject == acl.Bearer {
+			return who, nil
+		}
+	}
+	return acl.Identity{}, &client.Error{
+		Code: client.CodeUnauthorized, Message: "the token is unknown or expired", Next: "check MESH_TOKEN or MESH_TOKEN_FILE",
+	}
+}
+
+func newRequestID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand.Read ends the process instead
+	return hex.EncodeToString(b[:])
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(body) // the client is gone: nobody to tell
+}
+
+func writeError(w http.ResponseWriter, _ *http.Request, id string, e *client.Error) {
+	shown := *e
+	shown.RequestID = id
+	writeJSON(w, statusOf(e.Code), struct {
+		Error *client.Error `json:"error"`
+	}{&shown})
+}
+
+// fresh returns a state that covers every write acknowledged so far, or with
+// ?stale=true what this server has.
+func (a *API) fresh(c *call) (*state.Snapshot, error) {
+	if c.URL.Query().Get("stale") == "true" {
+		return a.cfg.State.Snapshot(), nil
+	}
+	return a.cfg.State.Fresh(c.Context())
+}
+
+func (a *API) health(*call) (any, error) {
+	select {
+	case <-a.cfg.State.Ready():
+		return map[string]string{"status": "ok"}, nil
+	default:
+		return nil, &client.Error{Code: client.CodeUnavailable, Message: "the state is not loaded yet"}
+	}
+}
+
+func (a *API) roots(c *call) (any, error) { return a.cfg.Authority.Roots(c.Context()) }
+
+func (a *API) status(c *call) (any, error) {
+	s, err := a.fresh(c)
+	if err != nil {
+		return nil, err
+	}
+	out := a.cfg.Info
+	out.Position = s.Position()
+	out.FeatureLevel = s.FeatureLevel()
+	out.Nodes = state.Nodes.Len(s)
+	for _, lease := range state.Leases.All(s) {
+		if lease.Err == nil && !lease.Value.Lost {
+			out.Connected++
+		}
+	}
+	out.Proxies = a.cfg.Fleet.Proxies()
+	return out, nil
+}
+
+// rollout waits until the proxies have applied a position, one refuses, or the
+// time asked for is over, and tells how far they are.
+func (a *API) rollout(c *call) (any, error) {
+	q := c.URL.Query()
+	revision, err := strconv.ParseUint(q.Get("revision"), 10, 64)
+	if err != nil {
+		return nil, badField("revision", "%q is no revision", q.Get("revision"))
+	}
+	wait, err := time.ParseDuration(q.Get("wait"))
+	if q.Get("wait") != "" && err != nil {
+		return nil, badField("wait", "%q is no duration such as 30s", q.Get("wait"))
+	}
+	var services []catalog.Name
+	for _, s := range q["service"] {
+		n, err := catalog.ParseName(s)
+		if err != nil {
+			return nil, badField("service", "%v", err)
+		}
+		services = append(services, n)
+	}
+	pos := catalog.Position{Generation: q.Get("generation"), Revision: revision}
+	ctx, cancel := context.WithTimeout(c.Context(), min(wait, maxWait))
+	defer cancel()
+	for {
+		r, changed := a.cfg.Fleet.Rollout(pos, services)
+		if r.Done || len(r.Refused) > 0 {
+			return r, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return r, nil
+		}
+	}
+}
+
+func readBody(c *call) ([]byte, error) {
+	data, err := io.ReadAll(c.Body)
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, &client.Error{Code: client.CodeTooLarge, Message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit), Next: "send fewer resources at once"}
+	}
+	if err != nil {
+		return nil, &client.Error{Code: client.CodeInvalid, Message: "the body did not arrive: " + err.Error()}
+	}
+	return data, nil
+}

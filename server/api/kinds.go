@@ -1,0 +1,284 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/server/acl"
+	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/state"
+)
+
+var errParts = errors.New("the name has a wrong number of parts")
+
+func want(parts []string, n int) error {
+	if len(parts) != n {
+		return fmt.Errorf("%w: %d, want %d", errParts, len(parts), n)
+	}
+	return nil
+}
+
+// collections lists every kind, in the order of client.Kinds.
+func collections(trustDomain string) []collection {
+	return []collection{namespaces(), nodes(), services(), instances(), intentionsOf(trustDomain)}
+}
+
+func oneName(parts []string) (string, error) {
+	if err := want(parts, 1); err != nil {
+		return "", err
+	}
+	return parts[0], catalog.CheckLabel(parts[0])
+}
+
+func plain(s string) string { return s }
+
+func namespaces() collection {
+	return &table[string, catalog.Namespace]{
+		name: client.KindNamespace, res: acl.Namespace, segments: []string{"name"}, table: state.Namespaces,
+		key:   oneName,
+		keyOf: func(n catalog.Namespace) (string, error) { return n.Name, nil },
+		ref:   func(k string) client.Ref { return client.Ref{Kind: client.KindNamespace, Parts: []string{k}} },
+		show:  plain,
+		scope: func(k string) (string, string) { return k, "" },
+		beforeRemove: func(tx *state.Tx, k string) error {
+			for n := range state.Services.All(tx) {
+				if n.Namespace == k {
+					return &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("namespace %s still has service %s", k, n), Next: "delete its services first"}
+				}
+			}
+			for key := range state.Intentions.All(tx) {
+				if key.DestinationNamespace == k {
+					return &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("namespace %s still has intention %s", k, key), Next: "delete its intentions first"}
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func nodes() collection {
+	return &table[string, catalog.Node]{
+		name: client.KindNode, res: acl.Node, segments: []string{"name"}, table: state.Nodes,
+		key:   oneName,
+		keyOf: func(n catalog.Node) (string, error) { return n.Name, nil },
+		ref:   func(k string) client.Ref { return client.Ref{Kind: client.KindNode, Parts: []string{k}} },
+		show:  plain,
+		scope: func(k string) (string, string) { return "", k },
+		status: func(s *state.Snapshot, k string) any {
+			st := client.NodeStatus{State: "unknown"}
+			if rec, ok := state.NodeStatuses.Get(s, k); ok {
+				st.NodeStatus = rec.Value
+			}
+			if lease, ok := state.Leases.Get(s, k); ok {
+				st.State, st.Since = "connected", lease.Value.Since
+				if lease.Value.Lost {
+					st.State = "stale"
+				}
+			}
+			for range s.InstancesOn(k) {
+				st.Instances++
+			}
+			return st
+		},
+		beforeRemove: func(tx *state.Tx, k string) error {
+			for i := range tx.Snapshot().InstancesOn(k) {
+				return &client.Error{
+					Code: client.CodeConflict, Message: fmt.Sprintf("node %s still runs %s", k, i.Service),
+					Next: "empty its services list (apply a node without services), which withdraws them, then delete it",
+				}
+			}
+			state.NodeStatuses.Delete(tx, k)
+			state.Leases.Delete(tx, k)
+			return nil
+		},
+	}
+}
+
+func services() collection {
+	return &table[catalog.Name, catalog.Service]{
+		name: client.KindService, res: acl.Service, segments: []string{"namespace", "name"}, table: state.Services,
+		key: func(parts []string) (catalog.Name, error) {
+			if err := want(parts, 2); err != nil {
+				return catalog.Name{}, err
+			}
+			return catalog.ParseName(parts[0] + "/" + parts[1])
+		},
+		keyOf: func(s catalog.Service) (catalog.Name, error) { return s.Ref(), nil },
+		ref: func(k catalog.Name) client.Ref {
+			return client.Ref{Kind: client.KindService, Parts: []string{k.Namespace, k.Name}}
+		},
+		show:   catalog.Name.Short,
+		scope:  func(k catalog.Name) (string, string) { return k.Namespace, k.Name },
+		status: func(s *state.Snapshot, k catalog.Name) any { return serviceStatus(s, k) },
+		before: func(tx *state.Tx, k catalog.Name, s catalog.Service) ([]string, error) {
+			if err := exists(tx, "namespace", k.Namespace); err != nil {
+				return nil, err
+			}
+			old, ok := state.Services.Get(tx, k)
+			if !ok || old.Err != nil {
+				return nil, nil
+			}
+			for i := range tx.Snapshot().InstancesOf(k) {
+				if err := old.Value.Agrees(s); err != nil {
+					return nil, &client.Error{
+						Code: client.CodeConflict, Message: fmt.Sprintf("service %s has instances (node %s): %v", k.Short(), i.Node, err),
+						Next: "change the definitions on its nodes first, or give the new shape a new name",
+					}
+				}
+				break
+			}
+			return nil, nil
+		},
+		beforeRemove: func(tx *state.Tx, k catalog.Name) error {
+			for i := range tx.Snapshot().InstancesOf(k) {
+				return &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("service %s still has an instance on node %s", k.Short(), i.Node), Next: "remove its definition there first"}
+			}
+			return nil
+		},
+	}
+}
+
+func serviceStatus(s *state.Snapshot, k catalog.Name) client.ServiceStatus {
+	var st client.ServiceStatus
+	for i := range s.InstancesOf(k) {
+		st.Instances++
+		health, stale := instanceState(s, i)
+		switch {
+		case !health.Health.Usable() || health.Drain:
+		case stale:
+			st.Stale++
+		default:
+			st.Healthy++
+		}
+	}
+	return st
+}
+
+// instanceState returns an instance's health and whether its node is stale.
+func instanceState(s *state.Snapshot, k catalog.InstanceKey) (catalog.InstanceStatus, bool) {
+	st := catalog.InstanceStatus{Health: catalog.HealthUnknown}
+	if rec, ok := state.InstanceStatuses.Get(s, k); ok && rec.Err == nil {
+		st = rec.Value
+	}
+	lease, ok := state.Leases.Get(s, k.Node)
+	return st, !ok || lease.Err != nil || lease.Value.Lost
+}
+
+func instances() collection {
+	return &table[catalog.InstanceKey, catalog.Instance]{
+		name: client.KindInstance, res: acl.Instance, segments: []string{"namespace", "service", "node", "id"}, table: state.Instances,
+		key: func(parts []string) (catalog.InstanceKey, error) {
+			if err := want(parts, 4); err != nil {
+				return catalog.InstanceKey{}, err
+			}
+			n, err := catalog.ParseName(parts[0] + "/" + parts[1])
+			return catalog.InstanceKey{Service: n, Node: parts[2], ID: parts[3]}, err
+		},
+		keyOf: func(i catalog.Instance) (catalog.InstanceKey, error) { return i.Key(), nil },
+		ref: func(k catalog.InstanceKey) client.Ref {
+			return client.Ref{Kind: client.KindInstance, Parts: []string{k.Service.Namespace, k.Service.Name, k.Node, k.ID}}
+		},
+		show:  func(k catalog.InstanceKey) string { return k.Service.Short() + "/" + k.Node + "/" + k.ID },
+		scope: func(k catalog.InstanceKey) (string, string) { return k.Service.Namespace, k.Service.Name },
+		status: func(s *state.Snapshot, k catalog.InstanceKey) any {
+			st, stale := instanceState(s, k)
+			return client.InstanceStatus{InstanceStatus: st, Stale: stale}
+		},
+		readOnly: "the agent of its node registers it from services.d",
+	}
+}
+
+func intentionsOf(trustDomain string) collection {
+	key := func(i intentions.Intention) (intentions.Key, error) {
+		k, err := i.Key()
+		return k.In(trustDomain), err
+	}
+	return &table[intentions.Key, intentions.Intention]{
+		name: client.KindIntention, res: acl.Intention, segments: []string{"namespace", "destination", "source_namespace", "source"}, table: state.Intentions,
+		key: func(parts []string) (intentions.Key, error) {
+			if len(parts) != 5 {
+				if err := want(parts, 4); err != nil {
+					return intentions.Key{}, err
+				}
+				parts = append(parts[:4:4], "")
+			}
+			k := intentions.Key{DestinationNamespace: parts[0], Destination: parts[1], SourceNamespace: parts[2], Source: parts[3], SourceTrustDomain: parts[4]}
+			_, err := intentions.ParseKey(k.SourceString(), k.DestinationString())
+			return k.In(trustDomain), err
+		},
+		keyOf: key,
+		ref:   client.IntentionRef,
+		show:  intentions.Key.String,
+		scope: func(k intentions.Key) (string, string) { return k.DestinationNamespace, k.Destination },
+		before: func(tx *state.Tx, k intentions.Key, i intentions.Intention) ([]string, error) {
+			if err := exists(tx, "destination", k.DestinationNamespace); err != nil {
+				return nil, err
+			}
+			if k.SourceTrustDomain == "" {
+				if err := exists(tx, "source", k.SourceNamespace); err != nil {
+					return nil, err
+				}
+			}
+			return intentionWarnings(tx.Snapshot(), k, i)
+		},
+	}
+}
+
+// intentionWarnings finds what an intention can't do to the service as it is.
+func intentionWarnings(s *state.Snapshot, k intentions.Key, i intentions.Intention) ([]string, error) {
+	var warnings []string
+	unknown := func(side string, n catalog.Name) {
+		if n.Name == "*" {
+			return
+		}
+		if _, ok := state.Services.Get(s, n); ok {
+			return
+		}
+		w := fmt.Sprintf("%s %s is not registered yet", side, n.Short())
+		var have []string
+		for name := range state.Services.All(s) {
+			have = append(have, name.Short())
+		}
+		if near := catalog.Closest(n.Short(), have); near != "" {
+			w += "; did you mean " + near + "?"
+		}
+		warnings = append(warnings, w)
+	}
+	if k.SourceTrustDomain == "" {
+		unknown("source", catalog.Name{Namespace: k.SourceNamespace, Name: k.Source})
+	}
+	dst := catalog.Name{Namespace: k.DestinationNamespace, Name: k.Destination}
+	unknown("destination", dst)
+	if rec, ok := state.Services.Get(s, dst); ok && rec.Err == nil && len(i.Rules) > 0 {
+		for _, p := range rec.Value.WithDefaults().Ports {
+			if p.Protocol == catalog.ProtocolTCP && (len(i.Ports) == 0 || slices.Contains(i.Ports, p.Name)) {
+				return nil, invalid("intention", &catalog.FieldError{
+					Field:   "rules",
+					Problem: fmt.Sprintf("port %s of %s is declared tcp: HTTP rules can't be checked there; use an action, or name the HTTP ports in ports", p.Name, dst.Short()),
+				})
+			}
+		}
+	}
+	if i.Expires != nil && i.Expires.Before(time.Now()) {
+		warnings = append(warnings, "the intention has expired already: it decides nothing")
+	}
+	return warnings, nil
+}
+
+// sourceID returns the identity of a local service, or the SPIFFE ID that source
+// spells out.
+func sourceID(trustDomain, source string) (spiffe.ID, error) {
+	if id, err := spiffe.Parse(source); err == nil {
+		return id, nil
+	}
+	n, err := catalog.ParseName(source)
+	if err != nil {
+		return spiffe.ID{}, fmt.Errorf("%w; write \"service\", \"ns/service\" or a SPIFFE ID", err)
+	}
+	return spiffe.Service(trustDomain, n.Namespace, n.Name), nil
+}

@@ -1,0 +1,287 @@
+// Package client is the Go SDK of the HTTP API: what meshctl and every other
+// program outside the servers speak it with. It also holds the shapes of the
+// API's bodies, which the server's side imports, so that the two cannot drift.
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+)
+
+// Config says where the API is and who calls it.
+type Config struct {
+	// Address is "https://HOST:7400", "HOST:7400", "HOST", or
+	// "unix:///PATH" of a server's admin socket, which needs no token.
+	Address string
+	// Token is sent as a bearer token. Empty: none.
+	Token ca.Secret
+	// Roots are those that the server's certificate must chain to. They are
+	// needed for every address but a unix socket.
+	Roots ca.Bundle
+	// Timeout bounds each call that is not a wait; 10 s when zero.
+	Timeout time.Duration
+}
+
+const (
+	defaultTimeout = 10 * time.Second
+	defaultPort    = "7400"
+	maxResponse    = 64 << 20
+)
+
+// Client calls the API. It is safe for concurrent use.
+type Client struct {
+	http    *http.Client
+	base    string
+	token   ca.Secret
+	timeout time.Duration
+}
+
+// New returns a client. It connects when it is first used.
+func New(cfg Config) (*Client, error) {
+	c := &Client{token: cfg.Token, timeout: cfg.Timeout}
+	if c.timeout == 0 {
+		c.timeout = defaultTimeout
+	}
+	transport := &http.Transport{TLSHandshakeTimeout: c.timeout, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}
+	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	if path, ok := strings.CutPrefix(cfg.Address, "unix://"); ok {
+		var d net.Dialer
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
+		c.base = "http://meshd"
+		return c, nil
+	}
+	base, err := baseURL(cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Roots.IsZero() {
+		return nil, fmt.Errorf("address %s: no CA certificate to verify the server by: set MESH_CACERT to the roots (meshctl ca roots prints them)", cfg.Address)
+	}
+	c.base = base
+	transport.TLSClientConfig = serverTLS(cfg.Roots)
+	return c, nil
+}
+
+func baseURL(address string) (string, error) {
+	host := strings.TrimPrefix(address, "https://")
+	if host == "" || strings.Contains(host, "://") || strings.ContainsAny(host, "/?#@") {
+		return "", fmt.Errorf("address %q: write https://HOST:7400 or unix:///PATH", address)
+	}
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		host = net.JoinHostPort(strings.Trim(host, "[]"), defaultPort)
+	}
+	return "https://" + host, nil
+}
+
+// serverTLS accepts any server of a trust domain whose roots are known: a
+// server is recognised by its identity, not by the name that it was dialled by.
+func serverTLS(roots ca.Bundle) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection checks chain and identity; only the host name is not used
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			_, _, err := ca.VerifyPeer(roots, raw(cs.PeerCertificates), time.Now(), x509.ExtKeyUsageServerAuth, func(id spiffe.ID) error {
+				if id.Kind != spiffe.KindServer {
+					return fmt.Errorf("%s is no server", id)
+				}
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("the server's certificate: %w", err)
+			}
+			return nil
+		},
+	}
+}
+
+func raw(certs []*x509.Certificate) [][]byte {
+	out := make([][]byte, len(certs))
+	for i, c := range certs {
+		out[i] = c.Raw
+	}
+	return out
+}
+
+// Status describes the server that answers.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Roots returns the trust bundle. It needs no token; over an unverified
+// connection it proves nothing.
+func (c *Client) Roots(ctx context.Context) (ca.Bundle, error) {
+	var b ca.Bundle
+	return b, c.do(ctx, http.MethodGet, "/v1/ca/roots", nil, &b)
+}
+
+// List returns all resources of a kind, linearizably.
+func (c *Client) List(ctx context.Context, kind Kind) (List, error) {
+	var l List
+	return l, c.do(ctx, http.MethodGet, "/v1/"+kind.Collection(), nil, &l)
+}
+
+// Get returns one resource. A missing one is an *Error with CodeNotFound.
+func (c *Client) Get(ctx context.Context, ref Ref) (Item, error) {
+	var i Item
+	return i, c.do(ctx, http.MethodGet, ref.Path(), nil, &i)
+}
+
+// AnyRevision makes a Delete unconditional.
+const AnyRevision = ^uint64(0)
+
+// Apply writes all resources or none.
+func (c *Client) Apply(ctx context.Context, req ApplyRequest) (Result, error) {
+	var r Result
+	return r, c.do(ctx, http.MethodPost, "/v1/apply", req, &r)
+}
+
+// Put writes one resource if its revision is still the given one: 0 demands
+// that it does not exist, AnyRevision demands nothing.
+func (c *Client) Put(ctx context.Context, ref Ref, spec json.RawMessage, revision uint64) (Result, error) {
+	var r Result
+	return r, c.do(ctx, http.MethodPut, withRevision(ref.Path(), revision), spec, &r)
+}
+
+// Delete removes one resource if its revision is still the given one;
+// AnyRevision demands nothing.
+func (c *Client) Delete(ctx context.Context, ref Ref, revision uint64) (Result, error) {
+	var r Result
+	return r, c.do(ctx, http.MethodDelete, withRevision(ref.Path(), revision), nil, &r)
+}
+
+// Check decides one request as a proxy would.
+func (c *Client) Check(ctx context.Context, req AccessRequest) (Access, error) {
+	var a Access
+	return a, c.do(ctx, http.MethodPost, "/v1/intentions/check", req, &a)
+}
+
+// Explain decides one request and says what else stands in its way.
+func (c *Client) Explain(ctx context.Context, req AccessRequest) (Explanation, error) {
+	var e Explanation
+	return e, c.do(ctx, http.MethodPost, "/v1/explain", req, &e)
+}
+
+// JoinToken makes a one-time token that admits one node.
+func (c *Client) JoinToken(ctx context.Context, req JoinTokenRequest) (JoinToken, error) {
+	var t JoinToken
+	return t, c.do(ctx, http.MethodPost, "/v1/join-tokens", req, &t)
+}
+
+// WaitRollout returns when the proxies that serve or call the services have
+// applied the position, when one refused it, or after about wait; Done tells.
+// The wait is cut to 60 s by the server: call again to go on.
+func (c *Client) WaitRollout(ctx context.Context, pos catalog.Position, services []catalog.Name, wait time.Duration) (Rollout, error) {
+	q := url.Values{"generation": {pos.Generation}, "revision": {strconv.FormatUint(pos.Revision, 10)}, "wait": {wait.String()}}
+	for _, s := range services {
+		q.Add("service", s.String())
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait+c.timeout)
+	defer cancel()
+	var r Rollout
+	return r, c.call(ctx, http.MethodGet, "/v1/rollout?"+q.Encode(), nil, &r)
+}
+
+func withRevision(path string, revision uint64) string {
+	if revision == AnyRevision {
+		return path
+	}
+	sep := "?"
+	if strings.Contains(path, "?") {
+		sep = "&"
+	}
+	return path + sep + "revision=" + strconv.FormatUint(revision, 10)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	return c.call(ctx, method, path, body, out)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
+	var reader io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("%s %s: encode the body: %w", method, path, err)
+		}
+		reader = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, reader)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if !c.token.IsZero() {
+		req.Header.Set("Authorization", "Bearer "+string(c.token.Reveal()))
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.transportError(method, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end below
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+	if err != nil {
+		return c.transportError(method, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return responseError(resp, data)
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("%s %s: the answer is not what this version understands: %w", method, path, err)
+	}
+	return nil
+}
+
+// transportError tells a call that certainly did nothing from a write whose
+// outcome nobody knows.
+func (c *Client) transportError(method string, err error) error {
+	op, dialing := errors.AsType[*net.OpError](err)
+	dialing = dialing && op.Op == "dial"
+	if method != http.MethodGet && !dialing {
+		return &Error{
+			Code: CodeUnknown, cause: err, Message: "no answer from the server, the change may have happened: " + rootText(err),
+			Next: "repeat the command: that is safe",
+		}
+	}
+	return &Error{
+		Code: CodeUnreachable, cause: err, Message: "the server cannot be reached: " + rootText(err),
+		Next: "check that it runs, and MESH_ADDR and MESH_CACERT",
+	}
+}
+
+func rootText(err error) string {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err.Error()
+	}
+	return err.Error()
+}
+
+func responseError(resp *http.Response, data []byte) error {
+	var body struct {
+		Error *Error `json:"error"`
+	}
+	if json.Unmarshal(data, &body) == nil && body.Error != nil && body.Error.Code != "" {
+		return body.Error
+	}
+	return &Error{Code: CodeInternal, Message: fmt.Sprintf("HTTP status %s without the body of a meshd server; is this its address?", resp.Status)}
+}

@@ -1,0 +1,40 @@
+// Package e2e_test runs the real binaries against real peers, each host in a
+// network namespace of its own on one bridge.
+package e2e_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// bin is the folder of the binaries under test, built from this tree.
+var bin string //nolint:gochecknoglobals // set once, by TestMain
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Println("tests/e2e: network namespaces need root; run `sudo make e2e`. Nothing was tested here.")
+		return 0
+	}
+	dir, err := os.MkdirTemp("", "meshd-e2e-")
+	if err != nil {
+		fmt.Println("tests/e2e:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a leftover in the temporary folder
+	bin = filepath.Join(dir, "bin")
+	build := exec.Command("go", "build", "-o", bin+"/", "../../cmd/...")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Printf("tests/e2e: go build: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
