@@ -25,9 +25,9 @@ PKGS ?= ./...
 
 # Test packages that build network namespaces or run real programs.
 ROOT_TESTS := tests/e2e tests/conformance tests/fault
-# Test packages that have a target of their own: their results depend on more
-# than the files that go test knows of, so they are never taken from its cache.
-OWN_TESTS  := tests/arch tests/docs
+# Lists the rest but tests/arch and tests/docs. Those have targets of their own:
+# they build programs, which go test's cache knows nothing of.
+UNIT = go list $(PKGS) | grep -v -E '/tests/(e2e|conformance|fault|arch|docs)(/|$$)'
 
 .PHONY: help
 help: ## list the targets
@@ -63,8 +63,7 @@ test-arch: ## hold the code and docs/ARCHITECTURE.md equal
 
 .PHONY: test-unit
 test-unit: ## the tests of every package; needs no root
-	packages=$$(go list $(PKGS) | grep -v $(foreach p,$(ROOT_TESTS) $(OWN_TESTS),-e '/$(p)$$' -e '/$(p)/')) && \
-		go test -timeout 10m $$packages
+	packages=$$($(UNIT)); go test -timeout 10m $$packages
 
 .PHONY: e2e
 e2e: setup build test-e2e ## end to end: network namespaces, real programs (root)
@@ -83,8 +82,7 @@ test-docs: ## parse or run every snippet of the documentation
 
 .PHONY: race
 race: ## every package under the race detector
-	CGO_ENABLED=1 go test -race -timeout 20m \
-		$$(go list $(PKGS) | grep -v $(foreach p,$(ROOT_TESTS) $(OWN_TESTS),-e '/$(p)$$' -e '/$(p)/'))
+	packages=$$($(UNIT)); CGO_ENABLED=1 go test -race -timeout 20m $$packages
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (20s), one at a time
