@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/meshd/meshd/catalog/manifest"
 	"github.com/meshd/meshd/tests/docs"
 )
 
@@ -20,6 +21,14 @@ import (
 // reads it in the programs.
 func decoders() map[docs.Schema]func(file string, src []byte) error {
 	return map[docs.Schema]func(file string, src []byte) error{
+		docs.Manifest: func(file string, src []byte) error {
+			_, err := manifest.Load(file, src)
+			return err
+		},
+		docs.Services: func(file string, src []byte) error {
+			_, err := manifest.Definitions(file, src)
+			return err
+		},
 		docs.API: func(_ string, src []byte) error {
 			if v := jsontext.Value(src); !v.IsValid() {
 				return errors.New("not well-formed JSON, or a name twice in one object")
