@@ -13,20 +13,20 @@ const redacted = "***"
 // Secret holds bytes that must not be printed. Every verb of fmt, JSON, text and slog write "***" instead, inside other
 // values too. The zero Secret is empty. Copies share their bytes.
 type Secret struct {
-	// A pointer, because fmt reads the unexported fields of a struct without asking their methods: it prints a nested
-	// pointer as an address, but would print a slice's bytes.
-	data *[]byte
+	// A function, because fmt reads the unexported fields of a struct without asking their methods: it would print a slice,
+	// and with some verbs what a pointer points to, but of a function only the address.
+	reveal func() []byte
 }
 
 // NewSecret takes ownership of data.
-func NewSecret(data []byte) Secret { return Secret{data: &data} }
+func NewSecret(data []byte) Secret { return Secret{reveal: func() []byte { return data }} }
 
 // Reveal returns the bytes themselves. The caller must not change them.
 func (s Secret) Reveal() []byte {
-	if s.data == nil {
+	if s.reveal == nil {
 		return nil
 	}
-	return *s.data
+	return s.reveal()
 }
 
 // IsZero reports whether the secret is empty.

@@ -36,8 +36,9 @@ type ServerOptions struct {
 	Accept func(spiffe.ID) error
 	// ClientCertificate is whether a client must present one.
 	ClientCertificate ClientCertificate
-	// ALPN lists the application protocols in order of preference. A client that offers none of them is refused, one that
-	// offers nothing at all gets "".
+	// ALPN lists the application protocols in order of preference. A client that offers none of them is refused. One that
+	// offers nothing at all gets "", and so, by an exception in crypto/tls, does one that offers only http/1.1 where only h2 is
+	// listed: look at NegotiatedProtocol before speaking.
 	ALPN []string
 }
 
