@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -12,8 +13,18 @@ type Duration time.Duration
 // Std returns d as the standard library's type.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
-// String returns the notation that UnmarshalText reads.
-func (d Duration) String() string { return time.Duration(d).String() }
+// String returns the notation that UnmarshalText reads, without the zeros that
+// time.Duration adds: "24h", not "24h0m0s".
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
 
 // MarshalText implements encoding.TextMarshaler; it never fails.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }

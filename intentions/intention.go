@@ -134,9 +134,7 @@ func (i Intention) Validate() error {
 		p.Under(fmt.Sprintf("rules[%d]", n), r.Validate())
 	}
 	i.validatePorts(&p)
-	if len(i.Reason) > maxReason || !printable(i.Reason) {
-		p.Add("reason", "write at most %d printable characters", maxReason)
-	}
+	checkText(&p, "reason", i.Reason, maxReason)
 	if i.Expires != nil && (i.Expires.Year() < 1970 || i.Expires.Year() > 9999) {
 		p.Add("expires", "%s is out of range: write a time such as \"2030-01-31T18:00:00Z\"", i.Expires.Format(time.RFC3339))
 	}
@@ -234,13 +232,10 @@ func (h HeaderMatch) Validate() error {
 			continue
 		}
 		set++
-		switch {
-		case v.at == "regex":
-			if _, err := compileRegex(v.text); err != nil {
-				p.Add(v.at, "%v", err)
-			}
-		case len(v.text) > maxValue || !printable(v.text):
-			p.Add(v.at, "write at most %d printable characters", maxValue)
+		if v.at != "regex" {
+			checkText(&p, v.at, v.text, maxValue)
+		} else if _, err := compileRegex(v.text); err != nil {
+			p.Add(v.at, "%v", err)
 		}
 	}
 	if set != 1 {
@@ -277,7 +272,7 @@ func checkPath(p *catalog.Problems, at, v string) {
 	normal, err := NormalizePath(v)
 	switch {
 	case err != nil:
-		p.Add(at, "%v", err)
+		p.Add(at, "%s", problemOf(err))
 	case normal != v && at == "path_prefix" && isDotPrefix(v):
 		p.Add(at, "%q ends in a dot segment, which no normalized path has: write %q", v, normal)
 	case normal != v:
@@ -303,7 +298,14 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// printable reports whether s is valid UTF-8 without control characters.
-func printable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+// checkText records why s is no text of one line and at most limit bytes.
+func checkText(p *catalog.Problems, at, s string, limit int) {
+	switch {
+	case len(s) > limit:
+		p.Add(at, "%d bytes, at most %d are allowed", len(s), limit)
+	case !utf8.ValidString(s):
+		p.Add(at, "is not UTF-8: write it in that encoding")
+	case strings.ContainsFunc(s, unicode.IsControl):
+		p.Add(at, "holds control characters such as a tab or the end of a line: write one line of text")
+	}
 }

@@ -330,12 +330,36 @@ func isPort(s string) bool {
 	return err == nil && n > 0
 }
 
+// A badTarget is an error that wraps ErrTarget.
+type badTarget struct {
+	text    string
+	at      int
+	problem string
+}
+
 func targetError(text string, at int, problem string) error {
 	const shown = 128
 	if len(text) > shown {
 		text = text[:shown] + "…"
 	}
-	return fmt.Errorf("%w: %q, byte %d: %s", ErrTarget, text, at, problem)
+	return &badTarget{text: text, at: at, problem: problem}
+}
+
+// Error names the text, the place and the problem.
+func (e *badTarget) Error() string {
+	return fmt.Sprintf("%v: %q, byte %d: %s", ErrTarget, e.text, e.at, e.problem)
+}
+
+// Unwrap returns ErrTarget.
+func (e *badTarget) Unwrap() error { return ErrTarget }
+
+// problemOf returns the error of NormalizePath for a path that a person wrote.
+func problemOf(err error) string {
+	var bad *badTarget
+	if errors.As(err, &bad) {
+		return fmt.Sprintf("%q: %s", bad.text, bad.problem)
+	}
+	return err.Error()
 }
 
 func unreserved(c byte) bool {

@@ -68,7 +68,9 @@ func parse(filename string, data []byte, table map[string]block, orElse Kind) ([
 func newDocument(p *problems, kind Kind, root *node) Document {
 	d := Document{Kind: kind, File: p.file, Line: root.line, root: root, lines: map[string]int{}}
 	if line := root.tooDeep(MaxDepth); line > 0 {
-		p.add(line, "", "nested deeper than %d", MaxDepth)
+		if len(p.errs) == 0 { // else the reader said so
+			p.add(line, "", "nested deeper than %d", MaxDepth)
+		}
 		return d
 	}
 	root.duplicates("", p)

@@ -119,7 +119,7 @@ func yamlError(err error) (int, string) {
 	}
 	line, convErr := strconv.Atoi(m[1])
 	if convErr != nil {
-		line = 0
+		line = 1 // the parser counts from 0 and does not name that line
 	}
 	return line, "cannot be read as YAML: " + m[2]
 }
