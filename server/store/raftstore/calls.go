@@ -1,0 +1,207 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/meshd/meshd/server/store"
+)
+
+// enqueueTimeout bounds how long a write waits before Raft takes it. A write
+// that was not taken was not applied.
+const enqueueTimeout = 10 * time.Second
+
+// List implements store.Engine.
+func (e *Engine) List(ctx context.Context, prefix string) (store.Snapshot, error) {
+	if err := e.enter(ctx); err != nil {
+		return store.Snapshot{}, err
+	}
+	return e.space.List(prefix)
+}
+
+// Watch implements store.Engine.
+func (e *Engine) Watch(ctx context.Context, prefix string, after store.Position) store.Watcher {
+	return &watcher{engine: e, inner: e.space.Watch(ctx, e.closing, prefix, after), life: ctx}
+}
+
+// watcher holds batches back until the engine serves: before, the state may be
+// an old snapshot whose log was not read yet.
+type watcher struct {
+	engine *Engine
+	inner  store.Watcher
+	life   context.Context //nolint:containedctx // the lifetime of the watcher, as in Engine.Watch
+}
+
+// Next implements store.Watcher.
+func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
+	select {
+	case <-w.engine.ready:
+	case <-w.engine.closing:
+	case <-w.life.Done():
+	case <-ctx.Done():
+	}
+	// The inner watcher tells which of the ends it was; it does not wait then.
+	return w.inner.Next(ctx)
+}
+
+// Commit implements store.Engine.
+func (e *Engine) Commit(ctx context.Context, txn store.Txn) (store.Position, error) {
+	if err := txn.Validate(); err != nil {
+		return store.Position{}, err
+	}
+	epoch := e.epoch.Load()
+	if txn.Leader && epoch == 0 {
+		if err := e.enter(ctx); err != nil {
+			return store.Position{}, err
+		}
+		return store.Position{}, store.ErrNotLeader
+	}
+	o, err := e.apply(ctx, command{Kind: commandCommit, Txn: txn, Epoch: epoch})
+	return o.position, err
+}
+
+// Barrier implements store.Engine. Everything acknowledged before the call was
+// acknowledged by this leader, and so is applied here, or by an earlier one, and
+// so was applied when this term began. It remains to ask a majority whether
+// there is a later leader, which costs no disk write.
+func (e *Engine) Barrier(ctx context.Context) (store.Position, error) {
+	if err := e.enter(ctx); err != nil {
+		return store.Position{}, err
+	}
+	r, before, _ := e.current()
+	if before == nil {
+		return store.Position{}, fmt.Errorf("barrier: %w", e.noLeader(r))
+	}
+	done := make(chan error, 1)
+	if !e.spawn(func() { done <- r.VerifyLeader().Error() }) {
+		return store.Position{}, store.ErrClosed
+	}
+	select {
+	case err := <-done:
+		if err != nil || r.CurrentTerm() != before.number {
+			return store.Position{}, fmt.Errorf("barrier: %w", e.noLeader(r))
+		}
+		return e.space.Position(), nil
+	case <-e.closing:
+		return store.Position{}, store.ErrClosed
+	case <-ctx.Done():
+		return store.Position{}, ctx.Err()
+	}
+}
+
+// noLeader tells where to go instead.
+func (e *Engine) noLeader(r *raft.Raft) error {
+	select {
+	case <-e.closing:
+		return store.ErrClosed
+	default:
+	}
+	if _, id := r.LeaderWithID(); id != "" && id != raft.ServerID(e.cfg.ID) {
+		return fmt.Errorf("%w on this server: %q leads", store.ErrNoLeader, id)
+	}
+	return store.ErrNoLeader
+}
+
+// apply brings one command through the log. The error is that of the command, or
+// one of those that store.Engine.Commit lists.
+func (e *Engine) apply(ctx context.Context, c command) (outcome, error) {
+	if err := e.enter(ctx); err != nil {
+		return outcome{}, err
+	}
+	r, leads, _ := e.current()
+	if leads == nil {
+		return outcome{}, e.noLeader(r)
+	}
+	type reply struct {
+		outcome outcome
+		err     error
+	}
+	done := make(chan reply, 1)
+	data := c.encode()
+	spawned := e.spawn(func() {
+		f := r.Apply(data, enqueueTimeout)
+		if err := f.Error(); err != nil {
+			done <- reply{err: err}
+			return
+		}
+		o, ok := f.Response().(outcome)
+		if !ok {
+			done <- reply{err: fmt.Errorf("the log answered with a %T", f.Response())}
+			return
+		}
+		done <- reply{outcome: o}
+	})
+	if !spawned {
+		return outcome{}, store.ErrClosed
+	}
+	select {
+	case got := <-done:
+		if got.err != nil {
+			return outcome{}, e.translate(r, got.err)
+		}
+		return got.outcome, got.outcome.err
+	case <-e.closing:
+		return outcome{}, fmt.Errorf("%w: %w", store.ErrUnknownOutcome, store.ErrClosed)
+	case <-ctx.Done():
+		return outcome{}, fmt.Errorf("%w: %w", store.ErrUnknownOutcome, ctx.Err())
+	}
+}
+
+// translate turns an error of raft.Apply into one of the contract. All that Raft
+// does not promise to be without effect has an unknown outcome: an entry whose
+// write failed may be on the disk, and one without a majority may get it later.
+func (e *Engine) translate(r *raft.Raft, err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return e.noLeader(r)
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return fmt.Errorf("%w that takes writes: none was taken for %v", store.ErrNoLeader, enqueueTimeout)
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, store.ErrClosed)
+	default:
+		return fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
+	}
+}
+
+// Stage implements store.Engine.
+func (e *Engine) Stage(ctx context.Context) (store.Stage, error) {
+	s := &stage{engine: e, generation: store.NewGeneration()}
+	if _, err := e.apply(ctx, command{Kind: commandOpenStage, Generation: s.generation}); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+type stage struct {
+	engine     *Engine
+	generation string
+}
+
+// Generation implements store.Stage.
+func (s *stage) Generation() string { return s.generation }
+
+// Write implements store.Stage.
+func (s *stage) Write(ctx context.Context, ops []store.Op) error {
+	txn := store.Txn{Ops: ops}
+	if err := txn.Validate(); err != nil {
+		return err
+	}
+	_, err := s.engine.apply(ctx, command{Kind: commandWriteStage, Generation: s.generation, Txn: txn})
+	return err
+}
+
+// Activate implements store.Stage.
+func (s *stage) Activate(ctx context.Context, from store.Position) (store.Position, error) {
+	o, err := s.engine.apply(ctx, command{Kind: commandActivate, Generation: s.generation, From: from})
+	return o.position, err
+}
+
+// Discard implements store.Stage.
+func (s *stage) Discard(ctx context.Context) error {
+	_, err := s.engine.apply(ctx, command{Kind: commandDropStage, Generation: s.generation})
+	return err
+}

@@ -1,0 +1,363 @@
+// Package raftstore is a store.Engine that keeps its state on the disks of one
+// or more servers, in agreement by Raft.
+//
+// Each member holds the whole state in memory as a store.Space. The log on disk
+// holds what the last snapshot does not; a write is acknowledged when a majority
+// has synced it. Writes that wait at the same time share a sync.
+//
+// DESIGN.md in server/store has the reasons.
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/meshd/meshd/server/store"
+)
+
+// shutdownPatience bounds how long Run waits for Raft after a fatal error, when
+// the disk may hang for ever.
+const shutdownPatience = 2 * time.Second
+
+// ErrRunning says that Run was called twice.
+var ErrRunning = errors.New("engine runs already")
+
+// Engine is a member of the cluster. It serves while Run runs; calls that come
+// before it serves wait.
+//
+// Commit, Barrier, Stage and the methods of a Stage work on the member that Raft
+// has made leader; on the others they return store.ErrNoLeader. List and Watch
+// work on all members.
+type Engine struct {
+	cfg   Config
+	log   *slog.Logger
+	space *store.Space
+
+	started atomic.Bool
+	once    sync.Once     // closes closing
+	closing chan struct{} // no call is served any more
+	stopped chan struct{} // Run has returned
+	ready   chan struct{} // the state is loaded and a leader was seen
+	readied sync.Once
+	fatal   chan error // the first fatal error; buffered
+
+	leading atomic.Bool   // a call of Lead is at work
+	epoch   atomic.Uint64 // of the claim under which Lead's function runs now, or 0
+
+	mu       sync.Mutex
+	raft     *raft.Raft     // set before ready
+	term     *term          // not nil while this member leads and its state is complete
+	turn     chan struct{}  // closed when term changes
+	hold     *tenure        // not nil while Lead's function runs
+	requests sync.WaitGroup // goroutines that wait for Raft
+	drained  bool           // there will be no further ones
+}
+
+// term is one uninterrupted leadership of Raft.
+type term struct {
+	number uint64        // Raft's
+	over   chan struct{} // closed when this member has learnt that it is over
+}
+
+var _ store.Engine = (*Engine)(nil)
+
+// New returns an engine for a valid cfg. It does nothing until Run.
+func New(cfg Config, log *slog.Logger) (*Engine, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure the store: %w", err)
+	}
+	return &Engine{
+		cfg:     cfg.withDefaults(),
+		log:     log,
+		space:   store.NewSpace(),
+		closing: make(chan struct{}),
+		stopped: make(chan struct{}),
+		ready:   make(chan struct{}),
+		fatal:   make(chan error, 1),
+		turn:    make(chan struct{}),
+	}, nil
+}
+
+// Run opens the state directory, joins the cluster and serves until ctx ends or
+// Close, when it returns nil, or until the first error that this process must
+// not go on after: a failed write or sync, or damaged data. The caller must then
+// end the process; whether the last writes are on the disk is only known after a
+// restart. Run may be called once.
+func (e *Engine) Run(ctx context.Context) error {
+	if !e.started.CompareAndSwap(false, true) {
+		return fmt.Errorf("run the store: %w", ErrRunning)
+	}
+	defer close(e.stopped)
+	defer e.shut()
+	logger := newLogger(e.log)
+	d, err := openDisk(e.cfg, logger, e.fail)
+	if err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	transport := e.cfg.Transport
+	if transport == nil {
+		_, lone := raft.NewInmemTransport(loneAddress)
+		lone.Connect(loneAddress, lone)
+		transport = lone
+	}
+	r, err := e.start(d, transport, logger)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start the store: %w", err), closeTransport(transport), d.close())
+	}
+	e.nominate(r, transport)
+
+	err = e.serve(ctx, r)
+	e.shut()
+	stop := func() error {
+		shutdown := r.Shutdown().Error()
+		e.drain()
+		return errors.Join(shutdown, closeTransport(transport), d.close())
+	}
+	if err == nil {
+		return stop()
+	}
+	done := make(chan error, 1)
+	go func() { done <- stop() }()
+	timer := time.NewTimer(shutdownPatience)
+	defer timer.Stop()
+	select {
+	case <-done: // errors that follow the fatal one say nothing new
+	case <-timer.C:
+	}
+	return fmt.Errorf("the store must stop: %w", err)
+}
+
+// fail makes Run return err, if it is the first.
+func (e *Engine) fail(err error) {
+	select {
+	case e.fatal <- err:
+	default:
+	}
+}
+
+// shut wakes every waiter with store.ErrClosed.
+func (e *Engine) shut() { e.once.Do(func() { close(e.closing) }) }
+
+// Close implements store.Engine: it ends Run and waits for it.
+func (e *Engine) Close() error {
+	e.shut()
+	if e.started.Load() {
+		<-e.stopped
+	}
+	return nil
+}
+
+func closeTransport(t raft.Transport) error {
+	if c, ok := t.(raft.WithClose); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+func (e *Engine) start(d *disk, transport raft.Transport, logger hclog.Logger) (*raft.Raft, error) {
+	logs, err := raft.NewLogCache(512, d.log)
+	if err != nil {
+		return nil, err
+	}
+	cfg := raft.DefaultConfig()
+	cfg.LocalID = raft.ServerID(e.cfg.ID)
+	cfg.Logger = logger
+	cfg.HeartbeatTimeout = e.cfg.HeartbeatTimeout
+	cfg.ElectionTimeout = e.cfg.ElectionTimeout
+	cfg.LeaderLeaseTimeout = e.cfg.LeaderLease
+	cfg.SnapshotThreshold = e.cfg.SnapshotEntries
+	cfg.SnapshotInterval = e.cfg.SnapshotInterval
+	cfg.TrailingLogs = e.cfg.TrailingEntries
+	cfg.BatchApplyCh = true // group commit: what queues up during a sync shares the next
+	cfg.NoLegacyTelemetry = true
+
+	known, err := raft.HasExistingState(logs, d.log, d.snapshots)
+	if err != nil {
+		return nil, fmt.Errorf("look for an existing state: %w", err)
+	}
+	if !known {
+		members := raft.Configuration{Servers: e.cfg.servers()}
+		if err := raft.BootstrapCluster(cfg, logs, d.log, d.snapshots, transport, members); err != nil {
+			return nil, fmt.Errorf("begin a new cluster: %w", err)
+		}
+	}
+	r, err := raft.NewRaft(cfg, &machine{space: e.space, fatal: e.fail, moved: e.claimMoved}, logs, d.log, d.snapshots, transport)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	e.raft = r
+	e.mu.Unlock()
+	return r, nil
+}
+
+// nominate lets a server that is alone in its cluster stand for election at
+// once, instead of after a heartbeat time-out: there is nobody to wait for. If it
+// fails, the time-out does the same.
+func (e *Engine) nominate(r *raft.Raft, transport raft.Transport) {
+	members := r.GetConfiguration()
+	if members.Error() != nil {
+		return
+	}
+	servers := members.Configuration().Servers
+	if len(servers) != 1 || servers[0].ID != raft.ServerID(e.cfg.ID) {
+		return
+	}
+	address := transport.LocalAddr()
+	header := raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax,
+		ID:              []byte(e.cfg.ID),
+		Addr:            transport.EncodePeer(servers[0].ID, address),
+	}
+	var reply raft.TimeoutNowResponse
+	if err := transport.TimeoutNow(servers[0].ID, address, &raft.TimeoutNowRequest{RPCHeader: header}, &reply); err != nil {
+		e.log.Debug("lone server waits for its election time-out", slog.Any("error", err))
+	}
+}
+
+// serve follows the leadership until the engine is to stop.
+func (e *Engine) serve(ctx context.Context, r *raft.Raft) error {
+	leaders := make(chan raft.Observation, 1)
+	observer := raft.NewObserver(leaders, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	r.RegisterObserver(observer)
+	defer r.DeregisterObserver(observer)
+	defer e.setTerm(nil)
+	for {
+		changed := e.space.Changed()
+		if _, id := r.LeaderWithID(); id != "" && id != raft.ServerID(e.cfg.ID) && !e.space.Position().IsZero() {
+			e.readied.Do(func() { close(e.ready) })
+		}
+		select {
+		case <-e.ready:
+			changed = nil // only looked at until then
+		default:
+		}
+		select {
+		case leads := <-r.LeaderCh():
+			e.setTerm(nil)
+			if leads {
+				e.establish(r)
+			}
+		case <-leaders:
+		case <-changed:
+		case err := <-e.fatal:
+			return err
+		case <-e.closing:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// establish makes the state of a new leader complete: everything that an earlier
+// leader acknowledged is applied when the barrier is.
+func (e *Engine) establish(r *raft.Raft) {
+	number := r.CurrentTerm()
+	err := e.wait(func() error { return r.Barrier(0).Error() })
+	if err == nil && e.space.Position().IsZero() {
+		begin := command{Kind: commandBegin, Generation: store.NewGeneration()}
+		err = e.wait(func() error { return r.Apply(begin.encode(), 0).Error() })
+	}
+	if err != nil {
+		// Raft reports the loss of the leadership on its channel; if it was not
+		// lost, this member is useless as a leader.
+		e.log.Warn("leadership not taken up", slog.Any("error", err))
+		return
+	}
+	if r.CurrentTerm() != number {
+		return // the barrier may be of another term; the channel will tell
+	}
+	e.setTerm(&term{number: number, over: make(chan struct{})})
+	e.readied.Do(func() { close(e.ready) })
+	e.log.Info("store leads", slog.String("generation", e.space.Position().Generation),
+		slog.Uint64("revision", e.space.Position().Revision))
+}
+
+// wait runs a call that may block until Raft has shut down, and gives up on it
+// when the engine closes.
+func (e *Engine) wait(call func() error) error {
+	done := make(chan error, 1)
+	if !e.spawn(func() { done <- call() }) {
+		return store.ErrClosed
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-e.closing:
+		return store.ErrClosed
+	}
+}
+
+// spawn runs f in a goroutine that Run waits for. It reports false, and does
+// not run f, when Run waits already.
+func (e *Engine) spawn(f func()) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.drained {
+		return false
+	}
+	e.requests.Go(f)
+	return true
+}
+
+func (e *Engine) drain() {
+	e.mu.Lock()
+	e.drained = true
+	e.mu.Unlock()
+	e.requests.Wait()
+}
+
+// setTerm ends the current term, if any, and begins t, if any.
+func (e *Engine) setTerm(t *term) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.term == t {
+		return
+	}
+	if e.term != nil {
+		close(e.term.over)
+	}
+	e.term = t
+	close(e.turn)
+	e.turn = make(chan struct{})
+}
+
+// current returns the term, nil if this member does not lead, and a channel that
+// is closed when that changes.
+func (e *Engine) current() (*raft.Raft, *term, <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.raft, e.term, e.turn
+}
+
+// enter waits until calls are served.
+func (e *Engine) enter(ctx context.Context) error {
+	select {
+	case <-e.closing:
+		return store.ErrClosed
+	default:
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-e.ready:
+		return nil
+	case <-e.closing:
+		return store.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
