@@ -1,0 +1,244 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/catalog/manifest"
+	"github.com/meshd/meshd/server/client"
+)
+
+func (a *app) validateCommand() *cobra.Command {
+	var paths []string
+	c := &cobra.Command{
+		Use: "validate -f PATH", Short: "check manifests without a server", Args: exactly(0, "no arguments but -f"),
+		RunE: func(*cobra.Command, []string) error {
+			docs, err := a.load(paths)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.out, "%d resources are valid\n", len(docs))
+			return err
+		},
+	}
+	fileFlag(c, &paths)
+	return c
+}
+
+func fileFlag(c *cobra.Command, paths *[]string) {
+	c.Flags().StringArrayVarP(paths, "filename", "f", nil, "manifest file or folder (.hcl, .yaml, .json); - reads YAML from standard input")
+	_ = c.MarkFlagFilename("filename", "hcl", "yaml", "yml", "json") // the flag was just defined
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	var paths []string
+	var dry bool
+	var w waiter
+	c := &cobra.Command{
+		Use: "apply -f PATH", Short: "write the resources of manifests, all or none", Args: exactly(0, "no arguments but -f"),
+		Example: "  meshctl apply -f mesh.hcl\n  meshctl apply -f intentions/ --dry-run",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			docs, err := a.load(paths)
+			if err != nil {
+				return err
+			}
+			api, err := a.client()
+			if err != nil {
+				return err
+			}
+			req := client.ApplyRequest{DryRun: dry}
+			for _, d := range docs {
+				req.Resources = append(req.Resources, client.Resource{Kind: client.Kind(d.Kind), Spec: d.JSON})
+			}
+			before := w.before(cmd.Context(), api, docNames(docs))
+			result, err := api.Apply(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			if err := a.showResult(result); err != nil {
+				return err
+			}
+			if dry {
+				return nil
+			}
+			return w.wait(cmd.Context(), a, api, result.Position, before)
+		},
+	}
+	fileFlag(c, &paths)
+	c.Flags().BoolVar(&dry, "dry-run", false, "show what would change, write nothing")
+	w.flags(c)
+	return c
+}
+
+// docNames are the services whose proxies the documents concern.
+func docNames(docs []manifest.Document) []catalog.Name {
+	var names []catalog.Name
+	for i := range docs {
+		r, err := docs[i].Decode()
+		if err != nil {
+			continue // load has decoded it before
+		}
+		for _, n := range servicesOf(r.Value) {
+			if !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
+	}
+	return names
+}
+
+// load reads and checks all documents of files and folders. It reports every
+// problem of every file, not just the first.
+func (a *app) load(paths []string) ([]manifest.Document, error) {
+	if len(paths) == 0 {
+		return nil, usage("which file? use -f FILE, -f FOLDER or -f -")
+	}
+	files, err := expand(paths)
+	if err != nil {
+		return nil, usage("%v", err)
+	}
+	var docs []manifest.Document
+	var problems []error
+	for _, file := range files {
+		name, data, err := a.read(file)
+		if err != nil {
+			return nil, usage("%v", err)
+		}
+		if _, err := manifest.Load(name, data); err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		more, err := manifest.Parse(name, data)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		docs = append(docs, more...)
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	if len(docs) == 0 {
+		return nil, usage("no resources in %s", strings.Join(paths, ", "))
+	}
+	return docs, nil
+}
+
+func (a *app) read(file string) (name string, data []byte, err error) {
+	if file == "-" {
+		data, err = io.ReadAll(io.LimitReader(a.in, manifest.MaxSize+1))
+		return "stdin.yaml", data, err
+	}
+	data, err = os.ReadFile(file)
+	return file, data, err
+}
+
+// expand replaces folders by the manifests in them, in order of their names.
+func expand(paths []string) ([]string, error) {
+	var files []string
+	for _, p := range paths {
+		if info, err := os.Stat(p); p == "-" || err == nil && !info.IsDir() {
+			files = append(files, p)
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		err := filepath.WalkDir(p, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && slices.Contains([]string{".hcl", ".yaml", ".yml", ".json"}, filepath.Ext(path)) {
+				files = append(files, path)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+func (a *app) deleteCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete KIND NAME", Short: "delete one resource", Args: cobra.MinimumNArgs(2),
+		Example: "  meshctl delete node vm-017\n  meshctl delete intention web api",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, err := kindOf(args[0])
+			if err != nil {
+				return err
+			}
+			return a.remove(cmd, kind, args[1:], &waiter{})
+		},
+	}
+}
+
+func (a *app) remove(cmd *cobra.Command, kind client.Kind, names []string, w *waiter) error {
+	ref, prefix, err := a.ref(kind, names)
+	if err != nil {
+		return err
+	}
+	if prefix {
+		return usage("instances are registered by agents: remove the definition from services.d of their node")
+	}
+	api, err := a.client()
+	if err != nil {
+		return err
+	}
+	var concerned []catalog.Name
+	if kind == client.KindIntention {
+		key, err := a.intentionKey(names[0], names[1])
+		if err != nil {
+			return err
+		}
+		concerned = keyServices(key)
+	}
+	before := w.before(cmd.Context(), api, concerned)
+	result, err := api.Delete(cmd.Context(), ref, client.AnyRevision)
+	if err != nil {
+		return err
+	}
+	if err := a.showResult(result); err != nil {
+		return err
+	}
+	return w.wait(cmd.Context(), a, api, result.Position, before)
+}
+
+// showResult prints what a write did: data on standard output, warnings beside
+// it.
+func (a *app) showResult(r client.Result) error {
+	for _, w := range r.Warnings {
+		if _, err := fmt.Fprintln(a.err, "warning: "+w); err != nil {
+			return err
+		}
+	}
+	t := table{}
+	for _, c := range r.Changes {
+		t.names = append(t.names, string(c.Kind)+"/"+c.Name)
+	}
+	if a.format != "table" && a.format != "wide" {
+		t.columns = []string{"KIND", "NAME", "CHANGE"}
+		for _, c := range r.Changes {
+			t.rows = append(t.rows, []string{string(c.Kind), c.Name, c.Change})
+		}
+		return a.show(t, r)
+	}
+	for _, c := range r.Changes {
+		note := ""
+		if r.DryRun {
+			note = " (dry run)"
+		}
+		if _, err := fmt.Fprintf(a.out, "%s %s: %s%s\n", c.Kind, c.Name, c.Change, note); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const defaultWait = 30 * time.Second

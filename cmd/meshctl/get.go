@@ -1,0 +1,305 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/server/client"
+)
+
+func (a *app) getCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "get KIND [NAME]",
+		Short: "show resources: namespaces, nodes, services, instances, intentions",
+		Example: `  meshctl get services
+  meshctl get node vm-017 -o yaml
+  meshctl get intention web api`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage("which kind? one of %s", strings.Join(collections(), ", "))
+			}
+			return nil
+		},
+		ValidArgs: collections(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, err := kindOf(args[0])
+			if err != nil {
+				return err
+			}
+			return a.get(cmd, kind, args[1:])
+		},
+	}
+}
+
+// shortGet is "meshctl services" for "meshctl get services".
+func (a *app) shortGet(kind client.Kind) *cobra.Command {
+	return &cobra.Command{
+		Use: kind.Collection() + " [NAME]", Short: "show " + kind.Collection(), Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, kind, args) },
+	}
+}
+
+func collections() []string {
+	var out []string
+	for _, k := range client.Kinds() {
+		out = append(out, k.Collection())
+	}
+	return out
+}
+
+// kindOf reads a kind in singular or plural.
+func kindOf(s string) (client.Kind, error) {
+	for _, k := range client.Kinds() {
+		if s == string(k) || s == k.Collection() {
+			return k, nil
+		}
+	}
+	text := fmt.Sprintf("%q is no kind; use one of %s", s, strings.Join(collections(), ", "))
+	if near := catalog.Closest(s, collections()); near != "" {
+		text = fmt.Sprintf("%q is no kind; did you mean %s?", s, near)
+	}
+	return "", usage("%s", text)
+}
+
+func (a *app) get(cmd *cobra.Command, kind client.Kind, names []string) error {
+	if err := a.checkFormat(); err != nil {
+		return err
+	}
+	api, err := a.client()
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		list, err := api.List(cmd.Context(), kind)
+		if err != nil {
+			return err
+		}
+		return a.showItems(kind, a.inNamespace(list.Items))
+	}
+	ref, prefix, err := a.ref(kind, names)
+	if err != nil {
+		return err
+	}
+	if !prefix {
+		item, err := api.Get(cmd.Context(), ref)
+		if err != nil {
+			return err
+		}
+		return a.showItems(kind, []client.Item{item})
+	}
+	list, err := api.List(cmd.Context(), kind)
+	if err != nil {
+		return err
+	}
+	items := slices.DeleteFunc(list.Items, func(i client.Item) bool { return !slices.Equal(i.Ref.Parts[:len(ref.Parts)], ref.Parts) })
+	if len(items) == 0 {
+		return fail(exitNotFound, "%s has no %s", strings.Join(names, " "), kind.Collection())
+	}
+	return a.showItems(kind, items)
+}
+
+// inNamespace keeps what is in the namespace that is asked for.
+func (a *app) inNamespace(items []client.Item) []client.Item {
+	ns := a.setting(a.namespace, "MESH_NAMESPACE")
+	if ns == "" {
+		return items
+	}
+	return slices.DeleteFunc(items, func(i client.Item) bool { return len(i.Ref.Parts) > 1 && i.Ref.Parts[0] != ns })
+}
+
+// ref reads the name of a resource as people write it. With prefix it names
+// all resources whose parts begin so: the instances of a service.
+func (a *app) ref(kind client.Kind, names []string) (ref client.Ref, prefix bool, err error) {
+	if kind == client.KindIntention {
+		if len(names) != 2 {
+			return ref, false, usage("an intention is named by its source and its destination, as in: intention web api")
+		}
+		key, err := a.intentionKey(names[0], names[1])
+		return client.IntentionRef(key), false, err
+	}
+	if len(names) != 1 {
+		return ref, false, usage("one name, please: got %q", strings.Join(names, " "))
+	}
+	switch kind {
+	case client.KindNamespace, client.KindNode:
+		return client.Ref{Kind: kind, Parts: names}, false, nil
+	case client.KindService, client.KindInstance:
+		n, err := a.name(names[0])
+		return client.Ref{Kind: kind, Parts: []string{n.Namespace, n.Name}}, kind == client.KindInstance, err
+	case client.KindIntention:
+	}
+	return ref, false, usage("%q is no kind", kind)
+}
+
+func (a *app) intentionKey(source, destination string) (intentions.Key, error) {
+	key, err := intentions.ParseKey(a.qualifySource(source), a.qualify(destination))
+	if err != nil {
+		return key, usage("%v", err)
+	}
+	return key, nil
+}
+
+func (a *app) qualifySource(s string) string {
+	if strings.HasPrefix(s, "spiffe://") {
+		return s
+	}
+	return a.qualify(s)
+}
+
+func (a *app) showItems(kind client.Kind, items []client.Item) error {
+	t := table{}
+	for _, i := range items {
+		t.names = append(t.names, string(kind)+"/"+i.Name)
+	}
+	row := rowers[kind]
+	t.columns, t.wide = row.columns, row.wide
+	for _, i := range items {
+		r, err := row.row(i)
+		if err != nil {
+			return fmt.Errorf("%s %s: this version cannot read it: %w", kind, i.Name, err)
+		}
+		t.rows = append(t.rows, r)
+	}
+	if a.format == "yaml" {
+		return a.showManifests(items)
+	}
+	return a.show(t, items)
+}
+
+// showManifests prints what apply reads back.
+func (a *app) showManifests(items []client.Item) error {
+	for n, i := range items {
+		var spec map[string]any
+		if err := json.Unmarshal(i.Spec, &spec); err != nil {
+			return fmt.Errorf("%s %s: %w", i.Kind, i.Name, err)
+		}
+		spec["kind"] = i.Kind
+		if n > 0 {
+			if _, err := fmt.Fprintln(a.out, "---"); err != nil {
+				return err
+			}
+		}
+		if err := a.show(table{}, spec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A rower makes rows of one kind.
+type rower struct {
+	columns []string
+	wide    int
+	row     func(client.Item) ([]string, error)
+}
+
+var rowers = map[client.Kind]rower{
+	client.KindNamespace: {columns: []string{"NAME"}, row: func(i client.Item) ([]string, error) { return []string{i.Name}, nil }},
+	client.KindNode:      {columns: []string{"NAME", "STATE", "SINCE", "INSTANCES", "ADDRESS", "MAY RUN", "VERSION"}, wide: 6, row: nodeRow},
+	client.KindService:   {columns: []string{"NAME", "PORTS", "HEALTHY", "INSTANCES", "STALE"}, row: serviceRow},
+	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "CHECKS"}, wide: 5, row: instanceRow},
+	client.KindIntention: {columns: []string{"SOURCE", "DESTINATION", "DECISION", "EXPIRES", "REASON", "REVISION"}, wide: 5, row: intentionRow},
+}
+
+func nodeRow(i client.Item) ([]string, error) {
+	var spec catalog.Node
+	var st client.NodeStatus
+	if err := decode(i, &spec, &st); err != nil {
+		return nil, err
+	}
+	return []string{i.Name, st.State, since(st.Since), strconv.Itoa(st.Instances), dash(st.Address), dash(strings.Join(spec.Services, ",")), dash(st.Version)}, nil
+}
+
+func serviceRow(i client.Item) ([]string, error) {
+	var spec catalog.Service
+	var st client.ServiceStatus
+	if err := decode(i, &spec, &st); err != nil {
+		return nil, err
+	}
+	var ports []string
+	for _, p := range spec.WithDefaults().Ports {
+		ports = append(ports, p.Name+":"+string(p.Protocol))
+	}
+	return []string{i.Name, dash(strings.Join(ports, ",")), strconv.Itoa(st.Healthy), strconv.Itoa(st.Instances), strconv.Itoa(st.Stale)}, nil
+}
+
+func instanceRow(i client.Item) ([]string, error) {
+	var spec catalog.Instance
+	var st client.InstanceStatus
+	if err := decode(i, &spec, &st); err != nil {
+		return nil, err
+	}
+	health := string(st.Health)
+	switch {
+	case st.Drain:
+		health += ", draining"
+	case st.Stale:
+		health += ", stale"
+	}
+	var checks []string
+	for _, c := range st.Checks {
+		text := c.Name + ":" + string(c.Health)
+		if c.Health != catalog.HealthPassing && c.Output != "" {
+			text += " (" + strings.TrimSpace(c.Output) + ")"
+		}
+		checks = append(checks, text)
+	}
+	service := catalog.Name{Namespace: i.Ref.Parts[0], Name: i.Ref.Parts[1]}.Short()
+	return []string{service, spec.Node, spec.ID, health, dash(spec.MeshAddress), dash(strings.Join(checks, "; "))}, nil
+}
+
+func intentionRow(i client.Item) ([]string, error) {
+	var spec intentions.Intention
+	if err := decode(i, &spec, nil); err != nil {
+		return nil, err
+	}
+	expires := "-"
+	if spec.Expires != nil {
+		expires = "in " + time.Until(*spec.Expires).Round(time.Second).String()
+		if time.Now().After(*spec.Expires) {
+			expires = "expired"
+		}
+	}
+	return []string{spec.Source, spec.Destination, decision(spec), expires, dash(spec.Reason), strconv.FormatUint(i.Revision, 10)}, nil
+}
+
+// decision is an intention's action or rules in one line.
+func decision(i intentions.Intention) string {
+	text := string(i.Action)
+	if len(i.Rules) > 0 {
+		var rules []string
+		for _, r := range i.Rules {
+			rules = append(rules, r.String())
+		}
+		text = strings.Join(rules, "; ") + "; else deny"
+	}
+	if len(i.Ports) > 0 {
+		text += " on port " + strings.Join(i.Ports, ", ")
+	}
+	return text
+}
+
+func decode(i client.Item, spec, status any) error {
+	if err := json.Unmarshal(i.Spec, spec); err != nil {
+		return err
+	}
+	if status == nil || len(i.Status) == 0 {
+		return nil
+	}
+	return json.Unmarshal(i.Status, status)
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return time.Since(t).Round(time.Second).String()
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/meshd/meshd/catalog/manifest"
+)
+
+// table is what a list looks like to people.
+type table struct {
+	columns []string
+	wide    int // columns from here on are shown by -o wide and csv only; 0: none
+	rows    [][]string
+	names   []string // one per row, for -o name
+}
+
+var formats = []string{"table", "wide", "json", "yaml", "csv", "name"}
+
+func (a *app) checkFormat() error {
+	if !slices.Contains(formats, a.format) {
+		return usage("%v %q: use one of %s", errFormat, a.format, strings.Join(formats, ", "))
+	}
+	return nil
+}
+
+// show prints a table, or the value behind it as data.
+func (a *app) show(t table, value any) error {
+	switch a.format {
+	case "json":
+		enc := json.NewEncoder(a.out)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		return enc.Encode(value)
+	case "yaml":
+		data, err := manifest.YAML(value)
+		if err != nil {
+			return err
+		}
+		_, err = a.out.Write(data)
+		return err
+	case "csv":
+		w := csv.NewWriter(a.out)
+		if err := w.Write(lower(t.columns)); err != nil {
+			return err
+		}
+		return w.WriteAll(t.rows)
+	case "name":
+		for _, n := range t.names {
+			if _, err := fmt.Fprintln(a.out, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	default:
+		return a.showTable(t)
+	}
+}
+
+func (a *app) showTable(t table) error {
+	if len(t.rows) == 0 {
+		_, err := fmt.Fprintln(a.err, "none")
+		return err
+	}
+	n := len(t.columns)
+	if t.wide > 0 && a.format != "wide" {
+		n = t.wide
+	}
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	for _, row := range append([][]string{t.columns}, t.rows...) {
+		if _, err := fmt.Fprintln(w, strings.Join(row[:n], "\t")); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+func lower(columns []string) []string {
+	out := make([]string, len(columns))
+	for i, c := range columns {
+		out[i] = strings.ToLower(strings.ReplaceAll(c, " ", "_"))
+	}
+	return out
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
