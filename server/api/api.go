@@ -33,11 +33,20 @@ type Fleet interface {
 	Proxies() []client.ProxyStatus
 }
 
+// Snapshots saves and replaces the whole state.
+type Snapshots interface {
+	// Export writes the state and its checksum.
+	Export(ctx context.Context, w io.Writer) (catalog.Position, error)
+	// Import replaces the state, in one step, by what Export wrote.
+	Import(ctx context.Context, r io.Reader) (catalog.Position, error)
+}
+
 // Config is what the API serves from. Every field is required, but for Now.
 type Config struct {
 	State     *state.State
 	Authority ca.Authority
 	Fleet     Fleet
+	Snapshots Snapshots
 	Log       *slog.Logger
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
@@ -55,8 +64,9 @@ type API struct {
 }
 
 const (
-	maxBody = 512 << 10
-	maxWait = time.Minute
+	maxBody     = 512 << 10
+	maxSnapshot = 4 << 30
+	maxWait     = time.Minute
 )
 
 // New returns the API. Use Handler to serve it.
@@ -76,6 +86,8 @@ type route struct {
 	// the resource. Handlers that learn more from the body authorize again.
 	object func(*http.Request) (namespace, name string)
 	handle func(*call) (any, error)
+	// limit is how many bytes of body are read; 0 means maxBody.
+	limit int64
 }
 
 // A call is one authenticated and authorized request.
@@ -83,27 +95,34 @@ type call struct {
 	*http.Request
 	who acl.Identity
 	id  string
+	// out takes an answer that is no JSON.
+	out http.ResponseWriter
 }
+
+// written is the answer of a handler that has written to call.out.
+type written struct{}
 
 func (a *API) routes() []route {
 	rs := []route{
-		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health},
-		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots},
-		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status},
-		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout},
-		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply}, // each resource is authorized by itself
-		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check},
-		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain},
-		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, nil, a.joinToken},
+		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health, 0},
+		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
+		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
+		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
+		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, 0}, // each resource is authorized by itself
+		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check, 0},
+		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain, 0},
+		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, nil, a.joinToken, 0},
+		{http.MethodGet, "/v1/snapshot", acl.Write, acl.Operator, nil, a.saveSnapshot, 0}, // it holds everything: reading it takes the right to write
+		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Operator, nil, a.restoreSnapshot, maxSnapshot},
 	}
 	for _, k := range a.kinds {
 		base := "/v1/" + k.kind().Collection()
 		one := base + k.pattern()
 		rs = append(rs,
-			route{http.MethodGet, base, acl.Read, k.resource(), nil, a.list(k)},
-			route{http.MethodGet, one, acl.Read, k.resource(), k.object, a.get(k)},
-			route{http.MethodPut, one, acl.Write, k.resource(), k.object, a.put(k)},
-			route{http.MethodDelete, one, acl.Write, k.resource(), k.object, a.delete(k)},
+			route{http.MethodGet, base, acl.Read, k.resource(), nil, a.list(k), 0},
+			route{http.MethodGet, one, acl.Read, k.resource(), k.object, a.get(k), 0},
+			route{http.MethodPut, one, acl.Write, k.resource(), k.object, a.put(k), 0},
+			route{http.MethodDelete, one, acl.Write, k.resource(), k.object, a.delete(k), 0},
 		)
 	}
 	return rs
@@ -142,9 +161,13 @@ func (a *API) Handler(local bool) http.Handler {
 
 func (a *API) serve(r route, local bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		c := &call{Request: req, id: newRequestID()}
+		c := &call{Request: req, id: newRequestID(), out: w}
 		w.Header().Set("Mesh-Request-Id", c.id)
-		req.Body = http.MaxBytesReader(w, req.Body, maxBody)
+		limit := int64(maxBody)
+		if r.limit > 0 {
+			limit = r.limit
+		}
+		req.Body = http.MaxBytesReader(w, req.Body, limit)
 		out, err := a.answer(c, r, local)
 		if err != nil {
 			e := toError(err)
@@ -159,7 +182,9 @@ func (a *API) serve(r route, local bool) http.Handler {
 			a.cfg.Log.InfoContext(req.Context(), "changed", slog.String("request_id", c.id), slog.String("who", c.who.String()),
 				slog.String("method", req.Method), slog.String("path", req.URL.Path))
 		}
-		writeJSON(w, http.StatusOK, out)
+		if _, done := out.(written); !done {
+			writeJSON(w, http.StatusOK, out)
+		}
 	})
 }
 
@@ -299,6 +324,25 @@ func (a *API) rollout(c *call) (any, error) {
 			return r, nil
 		}
 	}
+}
+
+// saveSnapshot streams the state. A failure half-way cuts the connection: the
+// snapshot then lacks its checksum, and cannot be restored.
+func (a *API) saveSnapshot(c *call) (any, error) {
+	c.out.Header().Set("Content-Type", "application/octet-stream")
+	if _, err := a.cfg.Snapshots.Export(c.Context(), c.out); err != nil {
+		a.cfg.Log.ErrorContext(c.Context(), "snapshot failed", slog.String("request_id", c.id), slog.Any("error", err))
+		panic(http.ErrAbortHandler) // net/http's way to cut a response that has begun
+	}
+	return written{}, nil
+}
+
+func (a *API) restoreSnapshot(c *call) (any, error) {
+	pos, err := a.cfg.Snapshots.Import(c.Context(), c.Body)
+	if err != nil {
+		return nil, err
+	}
+	return client.Result{Position: pos, Changes: []client.Change{}}, nil
 }
 
 func readBody(c *call) ([]byte, error) {

@@ -40,6 +40,19 @@ func (f *standInFleet) Rollout(pos catalog.Position, _ []catalog.Name) (client.R
 
 func (f *standInFleet) Proxies() []client.ProxyStatus { return nil }
 
+// engineSnapshots is how the server wires snapshots too.
+type engineSnapshots struct{ store.Engine }
+
+func (e engineSnapshots) Export(ctx context.Context, w io.Writer) (catalog.Position, error) {
+	pos, err := store.Export(ctx, e.Engine, w)
+	return catalog.Position(pos), err
+}
+
+func (e engineSnapshots) Import(ctx context.Context, r io.Reader) (catalog.Position, error) {
+	pos, err := store.Import(ctx, e.Engine, r)
+	return catalog.Position(pos), err
+}
+
 type world struct {
 	api   *api.API
 	state *state.State
@@ -81,7 +94,7 @@ func newWorld(t *testing.T) *world {
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
 	w.token = secret
 	w.api = api.New(api.Config{
-		State: st, Authority: authority, Fleet: w.fleet, Log: log,
+		State: st, Authority: authority, Fleet: w.fleet, Snapshots: engineSnapshots{engine}, Log: log,
 		Info: client.Status{Server: "s1", TrustDomain: trustDomain}, Addresses: []string{"127.0.0.1:7400"},
 	})
 	w.url, w.local = serve(t, w.api.Handler(false)), serve(t, w.api.Handler(true))
@@ -333,5 +346,29 @@ func TestJoinTokenIsStoredAsHash(t *testing.T) {
 	}
 	if strings.Contains(string(rec.Raw), string(parsed.Secret.Reveal())) {
 		t.Error("the secret is in the store")
+	}
+}
+
+func TestSnapshotRestores(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.do(t, http.MethodPut, "/v1/nodes/vm-a", `{"name":"vm-a"}`, http.StatusOK, nil)
+	status, snapshot := call(t, http.MethodGet, w.url+"/v1/snapshot", w.token, "")
+	if status != http.StatusOK {
+		t.Fatalf("save: %d %s", status, snapshot)
+	}
+	w.do(t, http.MethodDelete, "/v1/nodes/vm-a", "", http.StatusOK, nil)
+	old := w.state.Snapshot().Position()
+	for name, damaged := range map[string]string{"cut": snapshot[:len(snapshot)-3], "flipped": snapshot[:20] + "~" + snapshot[21:], "empty": ""} {
+		status, body := call(t, http.MethodPut, w.url+"/v1/snapshot", w.token, damaged)
+		if status != http.StatusBadRequest {
+			t.Errorf("restore of a %s snapshot: %d %s", name, status, body)
+		}
+	}
+	w.do(t, http.MethodGet, "/v1/nodes/vm-a", "", http.StatusNotFound, nil)
+	w.do(t, http.MethodPut, "/v1/snapshot", snapshot, http.StatusOK, nil)
+	w.do(t, http.MethodGet, "/v1/nodes/vm-a", "", http.StatusOK, nil)
+	if now := w.state.Snapshot().Position(); now.Generation == old.Generation {
+		t.Errorf("the generation is still %s", now.Generation)
 	}
 }

@@ -58,6 +58,7 @@ var rules = []rule{
 	{store.ErrNoLeader, client.CodeUnavailable, "wait for the servers to elect a leader"},
 	{store.ErrClosed, client.CodeUnavailable, "the server is shutting down; try another one"},
 	{acl.ErrToken, client.CodeInvalid, ""},
+	{store.ErrCorrupt, client.CodeInvalid, "nothing was changed; use another snapshot"},
 	{context.DeadlineExceeded, client.CodeUnavailable, "the servers are slow or have no leader; try again"},
 	{context.Canceled, client.CodeUnavailable, "the request was given up"},
 }

@@ -198,6 +198,32 @@ func (c *Client) WaitRollout(ctx context.Context, pos catalog.Position, services
 	return r, c.call(ctx, http.MethodGet, "/v1/rollout?"+q.Encode(), nil, &r)
 }
 
+// SaveSnapshot writes the whole state to w, and returns how many bytes it has.
+// The snapshot ends with its checksum: one that was cut short is refused by
+// RestoreSnapshot.
+func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) (int64, error) {
+	resp, err := c.send(ctx, http.MethodGet, "/v1/snapshot", "", nil)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end below
+	n, err := io.Copy(w, resp.Body)
+	if err != nil {
+		return n, fmt.Errorf("save the snapshot: %w", err)
+	}
+	return n, nil
+}
+
+// RestoreSnapshot replaces the whole state by what r holds.
+func (c *Client) RestoreSnapshot(ctx context.Context, r io.Reader) (Result, error) {
+	var out Result
+	resp, err := c.send(ctx, http.MethodPut, "/v1/snapshot", "application/octet-stream", r)
+	if err != nil {
+		return out, err
+	}
+	return out, c.read(resp, http.MethodPut, "/v1/snapshot", &out)
+}
+
 func withRevision(path string, revision uint64) string {
 	if revision == AnyRevision {
 		return path
@@ -217,34 +243,53 @@ func (c *Client) do(ctx context.Context, method, path string, body, out any) err
 
 func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
 	var reader io.Reader
+	contentType := ""
 	if body != nil {
 		data, err := json.Marshal(body)
 		if err != nil {
 			return fmt.Errorf("%s %s: encode the body: %w", method, path, err)
 		}
-		reader = bytes.NewReader(data)
+		reader, contentType = bytes.NewReader(data), "application/json"
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, reader)
+	resp, err := c.send(ctx, method, path, contentType, reader)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
+		return err
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+	return c.read(resp, method, path, out)
+}
+
+// send returns a response of class 2xx, whose body the caller closes.
+func (c *Client) send(ctx context.Context, method, path, contentType string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
 	}
 	if !c.token.IsZero() {
 		req.Header.Set("Authorization", "Bearer "+string(c.token.Reveal()))
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.transportError(method, err)
+		return nil, c.transportError(method, err)
 	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close() //nolint:errcheck // what can be read of it is read
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+	if err != nil {
+		return nil, c.transportError(method, err)
+	}
+	return nil, responseError(resp, data)
+}
+
+func (c *Client) read(resp *http.Response, method, path string, out any) error {
 	defer resp.Body.Close() //nolint:errcheck // read to its end below
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
 	if err != nil {
 		return c.transportError(method, err)
-	}
-	if resp.StatusCode/100 != 2 {
-		return responseError(resp, data)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
 		return fmt.Errorf("%s %s: the answer is not what this version understands: %w", method, path, err)
