@@ -76,8 +76,9 @@ func (p Programs) checkCobra(ctx context.Context, name string, args []string) er
 	for depth < min(len(words), len(args)) && words[depth] == args[depth] {
 		depth++
 	}
-	group := strings.Contains(synopsis, "[command]") && !strings.Contains(synopsis, "[flags]")
-	if group && depth < len(args) && !strings.HasPrefix(args[depth], "-") {
+	// A group may run by itself, but what takes arguments names them here.
+	arguments := slices.ContainsFunc(words[depth:], func(w string) bool { return w != "[flags]" && w != "[command]" })
+	if strings.Contains(synopsis, "[command]") && !arguments && depth < len(args) && !strings.HasPrefix(args[depth], "-") {
 		return fmt.Errorf("%s %s: there is no subcommand %q", name, strings.Join(args, " "), args[depth])
 	}
 	return nil

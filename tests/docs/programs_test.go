@@ -48,7 +48,12 @@ func standIn(program string, args []string) error {
 		_, err := os.Stat("dev-is-up")
 		return err
 	}}
-	root.AddCommand(intention, dev, get)
+	run := func(*cobra.Command, []string) error { return nil }
+	ca := &cobra.Command{Use: "ca", Args: cobra.ArbitraryArgs, RunE: run}
+	ca.AddCommand(&cobra.Command{Use: "roots", RunE: run})
+	token := &cobra.Command{Use: "token NAME", Args: cobra.ArbitraryArgs, RunE: run}
+	token.AddCommand(&cobra.Command{Use: "join", RunE: run})
+	root.AddCommand(intention, dev, get, ca, token)
 	root.SetArgs(args)
 	return root.Execute()
 }
@@ -100,6 +105,11 @@ func TestProgramsCheck(t *testing.T) {
 		{"curl --no-such-flag", ""},
 		{"meshctl intention allow web api --htp GET", "meshctl intention allow web api --htp GET: exit status 1: Error: unknown flag: --htp"},
 		{"meshctl intention permit web api", `meshctl intention permit web api: there is no subcommand "permit"`},
+		{"meshctl ca", ""},
+		{"meshctl ca roots", ""},
+		{"meshctl token join", ""},
+		{"meshctl token ci", ""},
+		{"meshctl ca root", `meshctl ca root: there is no subcommand "root"`},
 		{"meshctl intend", `meshctl intend: exit status 1: Error: unknown command "intend" for "meshctl"`},
 		{"mesh-proxy -fed x", "mesh-proxy -fed x: flag provided but not defined: -fed"},
 		{"make tset", "make tset: the Makefile has no such target"},
