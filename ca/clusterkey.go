@@ -184,7 +184,7 @@ func (k ClusterKey) Wrap(purpose string, secret Secret) ([]byte, error) {
 		return nil, err
 	}
 	header := append([]byte{wrapVersion}, id...)
-	return gcm.Seal(bytes.Clone(header), nil, secret.Reveal(), wrapData(header, purpose)), nil
+	return gcm.Seal(bytes.Clone(header), nil, secret.Reveal(), wrapData(header, purpose)), nil //nolint:gosec // the nonce is random and made inside
 }
 
 // Unwrap decrypts what Wrap returned for the same purpose. Errors wrap ErrUnwrap.

@@ -54,9 +54,9 @@ func (t JoinToken) Encode() (string, error) {
 	secret := t.Secret.Reveal()
 	payload := make([]byte, tokenLengthBytes, 256)
 	payload = append(payload, t.Roots[:]...)
-	payload = append(payload, byte(len(secret)))
+	payload = append(payload, byte(len(secret))) //nolint:gosec // validate bounds it
 	payload = append(payload, secret...)
-	payload = append(payload, byte(len(t.Servers)))
+	payload = append(payload, byte(len(t.Servers))) //nolint:gosec // validate bounds it
 	for _, server := range t.Servers {
 		payload = binary.BigEndian.AppendUint16(payload, uint16(len(server))) //nolint:gosec // validate bounds it
 		payload = append(payload, server...)

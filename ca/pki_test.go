@@ -1,9 +1,11 @@
 package ca_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
+	"crypto/elliptic"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"math/big"
@@ -34,41 +36,80 @@ type authority struct {
 	bundle             ca.Bundle
 }
 
-func newAuthority(t testing.TB, trustDomain string) *authority {
-	t.Helper()
-	a := &authority{rootKey: newKey(t), key: newKey(t)}
-	from, to := time.Now().Add(-time.Hour), time.Now().Add(48*time.Hour)
+func newAuthority(tb testing.TB, trustDomain string) *authority {
+	tb.Helper()
+	return buildAuthority(tb, trustDomain, time.Now(), newKey(tb), newKey(tb))
+}
+
+// fixedAuthority has the same keys and certificates in every process that calls it with the same seed: a fuzzer's corpus stays
+// meaningful, and its workers agree.
+func fixedAuthority(tb testing.TB, trustDomain string, seed byte) *authority {
+	tb.Helper()
+	return buildAuthority(tb, trustDomain, fixedTime, fixedKey(tb, seed), fixedKey(tb, seed+1))
+}
+
+// fixedTime is when the certificates of a fixedAuthority are in force.
+var fixedTime = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func fixedKey(tb testing.TB, seed byte) *ecdsa.PrivateKey {
+	tb.Helper()
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{seed}, 32))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return key
+}
+
+// fixedLeaf is a leaf's chain and key that are the same in every process.
+func (a *authority) fixedLeaf(tb testing.TB, id spiffe.ID, seed byte) *ca.Leaf {
+	tb.Helper()
+	template := leafTemplate(id)
+	template.NotBefore, template.NotAfter = fixedTime.Add(-ca.Backdate), fixedTime.Add(24*time.Hour)
+	key := fixedKey(tb, seed)
+	leaf, err := ca.NewLeaf(a.chain(tb, template, key.Public()), key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return leaf
+}
+
+func buildAuthority(tb testing.TB, trustDomain string, now time.Time, rootKey, key *ecdsa.PrivateKey) *authority {
+	tb.Helper()
+	a := &authority{rootKey: rootKey, key: key}
 	template := func(name string) *x509.Certificate {
 		return &x509.Certificate{
-			Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain}}, NotBefore: from, NotAfter: to,
+			Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
+			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(48 * time.Hour),
 			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
 		}
 	}
 	root := template("root of " + trustDomain)
-	a.root = issue(t, root, root, a.rootKey.Public(), a.rootKey)
-	a.intermediate = issue(t, template("intermediate of "+trustDomain), a.root, a.key.Public(), a.rootKey)
+	a.root = issue(tb, root, root, a.rootKey.Public(), a.rootKey)
+	a.intermediate = issue(tb, template("intermediate of "+trustDomain), a.root, a.key.Public(), a.rootKey)
 	bundle, err := ca.NewBundle(trustDomain, a.root)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	a.bundle = bundle
 	return a
 }
 
-func issue(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
-	t.Helper()
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+// issue signs deterministically (RFC 6979): without a random source, and with a serial number made from the public key.
+func issue(tb testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
+	tb.Helper()
+	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	template.SerialNumber = serial
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	sum := sha256.Sum256(der)
+	template.SerialNumber = new(big.Int).SetBytes(sum[:8])
+	der, err = x509.CreateCertificate(nil, template, parent, public, signer)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return cert
 }
@@ -86,26 +127,26 @@ func leafTemplate(ids ...spiffe.ID) *x509.Certificate {
 	return template
 }
 
-func (a *authority) chain(t testing.TB, template *x509.Certificate, public crypto.PublicKey) ca.Chain {
-	t.Helper()
-	return ca.Chain{issue(t, template, a.intermediate, public, a.key), a.intermediate}
+func (a *authority) chain(tb testing.TB, template *x509.Certificate, public crypto.PublicKey) ca.Chain {
+	tb.Helper()
+	return ca.Chain{issue(tb, template, a.intermediate, public, a.key), a.intermediate}
 }
 
-func (a *authority) leaf(t testing.TB, id spiffe.ID) *ca.Leaf {
-	t.Helper()
-	key := newKey(t)
-	leaf, err := ca.NewLeaf(a.chain(t, leafTemplate(id), key.Public()), key)
+func (a *authority) leaf(tb testing.TB, id spiffe.ID) *ca.Leaf {
+	tb.Helper()
+	key := newKey(tb)
+	leaf, err := ca.NewLeaf(a.chain(tb, leafTemplate(id), key.Public()), key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return leaf
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
+func newKey(tb testing.TB) *ecdsa.PrivateKey {
+	tb.Helper()
 	key, err := ca.GenerateKey()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key
 }

@@ -23,11 +23,11 @@ type outcome struct {
 }
 
 // handshake connects over loopback and returns when both sides are done.
-func handshake(t testing.TB, server, client *tls.Config) outcome {
-	t.Helper()
+func handshake(tb testing.TB, server, client *tls.Config) outcome {
+	tb.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer func() { _ = listener.Close() }()
 	var out outcome
@@ -45,7 +45,7 @@ func handshake(t testing.TB, server, client *tls.Config) outcome {
 	}()
 	conn, err := net.Dial("tcp", listener.Addr().String())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	tlsConn := tls.Client(conn, client)
 	out.client = exchange(tlsConn)
@@ -115,22 +115,22 @@ func TestHandshake(t *testing.T) {
 }
 
 // brokenLeaves is every certificate that a peer must not get in with, on either side.
-func brokenLeaves(t testing.TB, ours, theirs *authority, id spiffe.ID) map[string]struct {
+func brokenLeaves(tb testing.TB, ours, theirs *authority, id spiffe.ID) map[string]struct {
 	chain ca.Chain
 	key   *ecdsa.PrivateKey
 	want  error
 } {
-	t.Helper()
+	tb.Helper()
 	type broken = struct {
 		chain ca.Chain
 		key   *ecdsa.PrivateKey
 		want  error
 	}
-	key := newKey(t)
+	key := newKey(tb)
 	change := func(a *authority, edit func(*x509.Certificate), want error) broken {
 		template := leafTemplate(id)
 		edit(template)
-		return broken{a.chain(t, template, key.Public()), key, want}
+		return broken{a.chain(tb, template, key.Public()), key, want}
 	}
 	selfSigned := leafTemplate(id)
 	other := spiffe.ID{TrustDomain: foreign, Kind: id.Kind, Namespace: id.Namespace, Name: id.Name}
@@ -140,7 +140,7 @@ func brokenLeaves(t testing.TB, ours, theirs *authority, id spiffe.ID) map[strin
 			c.NotBefore = time.Now().Add(time.Minute)
 		}, ca.ErrNotYetValid),
 		"foreign CA mints our ID":   change(theirs, func(*x509.Certificate) {}, ca.ErrUntrusted),
-		"our CA mints a foreign ID": {ours.chain(t, leafTemplate(other), key.Public()), key, ca.ErrUntrusted},
+		"our CA mints a foreign ID": {ours.chain(tb, leafTemplate(other), key.Public()), key, ca.ErrUntrusted},
 		"two URI names": change(ours, func(c *x509.Certificate) {
 			c.URIs = append(c.URIs, vm.URL())
 		}, spiffe.ErrCertificate),
@@ -157,15 +157,15 @@ func brokenLeaves(t testing.TB, ours, theirs *authority, id spiffe.ID) map[strin
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 		}, ca.ErrUsage),
 		"no digital signature": change(ours, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, ca.ErrUsage),
-		"no intermediate":      {ours.chain(t, leafTemplate(id), key.Public())[:1], key, ca.ErrUntrusted},
-		"self-signed":          {ca.Chain{issue(t, selfSigned, selfSigned, key.Public(), key)}, key, ca.ErrUntrusted},
+		"no intermediate":      {ours.chain(tb, leafTemplate(id), key.Public())[:1], key, ca.ErrUntrusted},
+		"self-signed":          {ca.Chain{issue(tb, selfSigned, selfSigned, key.Public(), key)}, key, ca.ErrUntrusted},
 		"foreign root appended": {
-			append(theirs.chain(t, leafTemplate(id), key.Public()), theirs.root), key, ca.ErrUntrusted,
+			append(theirs.chain(tb, leafTemplate(id), key.Public()), theirs.root), key, ca.ErrUntrusted,
 		},
 		"signed by a leaf": func() broken {
-			signer := newKey(t)
-			parent := ours.chain(t, leafTemplate(web), signer.Public())
-			return broken{append(ca.Chain{issue(t, leafTemplate(id), parent[0], key.Public(), signer)}, parent...), key, ca.ErrUntrusted}
+			signer := newKey(tb)
+			parent := ours.chain(tb, leafTemplate(web), signer.Public())
+			return broken{append(ca.Chain{issue(tb, leafTemplate(id), parent[0], key.Public(), signer)}, parent...), key, ca.ErrUntrusted}
 		}(),
 	}
 }

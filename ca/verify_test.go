@@ -127,9 +127,8 @@ func TestAccept(t *testing.T) {
 // FuzzVerifyPeer changes the bytes of a good chain, and feeds it anything at all: what comes out is refused, or is the identity
 // that was signed.
 func FuzzVerifyPeer(f *testing.F) {
-	ours, theirs := newAuthority(f, home), newAuthority(f, foreign)
-	good := ours.chain(f, leafTemplate(web), newKey(f).Public()).DER()
-	minted := theirs.chain(f, leafTemplate(web), newKey(f).Public()).DER()
+	ours, theirs := fixedAuthority(f, home, 1), fixedAuthority(f, foreign, 3)
+	good, minted := ours.fixedLeaf(f, web, 5).Chain().DER(), theirs.fixedLeaf(f, web, 6).Chain().DER()
 	bundle := ours.bundle.Merge(theirs.bundle)
 	f.Add(good[0], good[1], uint16(0), byte(0))
 	f.Add(good[0], good[1], uint16(300), byte(1))
@@ -137,7 +136,7 @@ func FuzzVerifyPeer(f *testing.F) {
 	f.Add([]byte{}, []byte{0x30}, uint16(0), byte(0))
 	f.Fuzz(func(t *testing.T, leaf, intermediate []byte, at uint16, flip byte) {
 		for _, raw := range [][][]byte{{leaf, intermediate}, {flipped(good[0], at, flip), good[1]}, {good[0], flipped(good[1], at, flip)}} {
-			id, chain, err := ca.VerifyPeer(bundle, raw, time.Now(), x509.ExtKeyUsageClientAuth, ca.AcceptAny)
+			id, chain, err := ca.VerifyPeer(bundle, raw, fixedTime, x509.ExtKeyUsageClientAuth, ca.AcceptAny)
 			if err != nil {
 				if !id.IsZero() || chain != nil {
 					t.Fatalf("refused, yet returned %q", id)
@@ -164,4 +163,16 @@ func mustParse(t *testing.T, der []byte) *x509.Certificate {
 		t.Fatal(err)
 	}
 	return cert
+}
+
+func BenchmarkVerifyPeer(b *testing.B) {
+	ours := newAuthority(b, home)
+	raw := ours.chain(b, leafTemplate(web), newKey(b).Public()).DER()
+	now := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := ca.VerifyPeer(ours.bundle, raw, now, x509.ExtKeyUsageClientAuth, ca.AcceptAny); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -2,9 +2,12 @@ package builtin_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"math/big"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +22,7 @@ import (
 
 func TestAuthority(t *testing.T) {
 	catest.Run(t, func(t *testing.T, o catest.Options) ca.Authority {
+		t.Helper()
 		created := time.Now()
 		if o.IssuerLife != 0 {
 			created = created.Add(o.IssuerLife - builtin.IntermediateTTL)
@@ -28,20 +32,20 @@ func TestAuthority(t *testing.T) {
 	})
 }
 
-func create(t testing.TB, key ca.ClusterKey, now time.Time) builtin.State {
-	t.Helper()
+func create(tb testing.TB, key ca.ClusterKey, now time.Time) builtin.State {
+	tb.Helper()
 	state, err := builtin.Create(key, catest.TrustDomain, now)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return state
 }
 
-func open(t testing.TB, state builtin.State, key ca.ClusterKey) *builtin.Authority {
-	t.Helper()
+func open(tb testing.TB, state builtin.State, key ca.ClusterKey) *builtin.Authority {
+	tb.Helper()
 	authority, err := builtin.Open(state, key, builtin.Config{})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return authority
 }
@@ -252,6 +256,47 @@ func TestRenew(t *testing.T) {
 	}
 	if _, _, err := builtin.Renew(state, ca.GenerateClusterKey(), time.Now()); !errors.Is(err, ca.ErrUnwrap) {
 		t.Errorf("another cluster key: error %v, want ca.ErrUnwrap", err)
+	}
+}
+
+// The intermediate's key is what a thief would get first. A verifier that checks the chain alone, and no trust domain, must not
+// take an identity of another trust domain from it.
+func TestNameConstraint(t *testing.T) {
+	key := ca.GenerateClusterKey()
+	state := create(t, key, time.Now())
+	root, intermediate := certificates(t, state)
+	stolen, err := key.Unwrap("CA intermediate key of "+catest.TrustDomain, state.Intermediate.WrappedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := x509.ParsePKCS8PrivateKey(stolen.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leafKey, err := ca.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(root)
+	intermediates.AddCert(intermediate)
+	for trustDomain, ok := range map[string]bool{catest.TrustDomain: true, "other.example.com": false, "example.com": false} {
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{spiffe.Service(trustDomain, "default", "web").URL()},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		}, intermediate, leafKey.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates})
+		invalid, constrained := errors.AsType[x509.CertificateInvalidError](err)
+		if ok && err != nil || !ok && (!constrained || invalid.Reason != x509.CANotAuthorizedForThisName) {
+			t.Errorf("%s: error %v, want accepted %v", trustDomain, err, ok)
+		}
 	}
 }
 

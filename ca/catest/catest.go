@@ -45,21 +45,27 @@ func Run(t *testing.T, open Factory) {
 	t.Helper()
 	for _, test := range []struct {
 		name string
-		run  func(*testing.T, Factory)
+		run  func(suite)
 	}{
-		{"leaf of each kind verifies and says what it must", testLeaf},
-		{"lifetime", testLifetime},
-		{"never outlives its issuer", testIssuerLife},
-		{"expired issuer signs nothing", testExpiredIssuer},
-		{"names of a server", testServerNames},
-		{"nothing of a request but its key", testRequestContents},
-		{"refused requests", testRefused},
-		{"canceled context", testCanceled},
-		{"serial numbers and concurrent use", testConcurrent},
-		{"roots do not change", testRoots},
+		{"leaf of each kind verifies and says what it must", suite.leaf},
+		{"lifetime", suite.lifetime},
+		{"never outlives its issuer", suite.issuerLife},
+		{"expired issuer signs nothing", suite.expiredIssuer},
+		{"names of a server", suite.serverNames},
+		{"nothing of a request but its key", suite.requestContents},
+		{"refused requests", suite.refused},
+		{"canceled context", suite.canceled},
+		{"serial numbers and concurrent use", suite.concurrent},
+		{"roots do not change", suite.rootsStay},
 	} {
-		t.Run(test.name, func(t *testing.T) { test.run(t, open) })
+		t.Run(test.name, func(t *testing.T) { test.run(suite{t, open}) })
 	}
+}
+
+// suite is one part's run; its methods are the parts.
+type suite struct {
+	*testing.T
+	open Factory
 }
 
 var (
@@ -68,12 +74,12 @@ var (
 	server  = spiffe.Server(TrustDomain, "s1")
 )
 
-func testLeaf(t *testing.T, open Factory) {
-	authority := open(t, Options{})
+func (t suite) leaf() {
+	authority := t.open(t.T, Options{})
 	for _, id := range []spiffe.ID{service, node, server} {
-		key := newKey(t)
-		chain := sign(t, authority, ca.SignRequest{PublicKey: key.Public(), ID: id})
-		verify(t, authority, chain, id)
+		key := newKey(t.T)
+		chain := sign(t.T, authority, ca.SignRequest{PublicKey: key.Public(), ID: id})
+		verify(t.T, authority, chain, id)
 		leaf := chain[0]
 		if !key.PublicKey.Equal(leaf.PublicKey) {
 			t.Errorf("%s: the leaf has another public key", id)
@@ -107,8 +113,8 @@ func testLeaf(t *testing.T, open Factory) {
 	}
 }
 
-func testLifetime(t *testing.T, open Factory) {
-	authority := open(t, Options{})
+func (t suite) lifetime() {
+	authority := t.open(t.T, Options{})
 	for _, row := range []struct {
 		id   spiffe.ID
 		ttl  time.Duration
@@ -122,7 +128,7 @@ func testLifetime(t *testing.T, open Factory) {
 		{node, ca.MaxTTL, ca.MaxTTL},
 	} {
 		before := time.Now()
-		leaf := sign(t, authority, ca.SignRequest{PublicKey: newKey(t).Public(), ID: row.id, TTL: row.ttl})[0]
+		leaf := sign(t.T, authority, ca.SignRequest{PublicKey: newKey(t.T).Public(), ID: row.id, TTL: row.ttl})[0]
 		after := time.Now()
 		// Certificates count whole seconds.
 		if leaf.NotAfter.Before(before.Add(row.want-time.Second)) || leaf.NotAfter.After(after.Add(row.want)) {
@@ -134,11 +140,11 @@ func testLifetime(t *testing.T, open Factory) {
 	}
 }
 
-func testIssuerLife(t *testing.T, open Factory) {
-	authority := open(t, Options{IssuerLife: 2 * time.Hour})
+func (t suite) issuerLife() {
+	authority := t.open(t.T, Options{IssuerLife: 2 * time.Hour})
 	for _, ttl := range []time.Duration{0, ca.MinTTL, ca.MaxTTL} {
-		chain := sign(t, authority, ca.SignRequest{PublicKey: newKey(t).Public(), ID: service, TTL: ttl})
-		verify(t, authority, chain, service)
+		chain := sign(t.T, authority, ca.SignRequest{PublicKey: newKey(t.T).Public(), ID: service, TTL: ttl})
+		verify(t.T, authority, chain, service)
 		for i, issuer := range chain[1:] {
 			if chain[0].NotAfter.After(issuer.NotAfter) {
 				t.Errorf("lifetime %s: the leaf ends at %s, after certificate %d of its chain at %s", ttl, chain[0].NotAfter, i+2, issuer.NotAfter)
@@ -151,20 +157,20 @@ func testIssuerLife(t *testing.T, open Factory) {
 	}
 }
 
-func testExpiredIssuer(t *testing.T, open Factory) {
-	authority := open(t, Options{IssuerLife: -time.Hour})
-	chain, err := authority.Sign(t.Context(), ca.SignRequest{PublicKey: newKey(t).Public(), ID: service})
+func (t suite) expiredIssuer() {
+	authority := t.open(t.T, Options{IssuerLife: -time.Hour})
+	chain, err := authority.Sign(t.Context(), ca.SignRequest{PublicKey: newKey(t.T).Public(), ID: service})
 	if !errors.Is(err, ca.ErrIssuer) {
 		t.Errorf("got chain %v and error %v, want ca.ErrIssuer", chain != nil, err)
 	}
 }
 
-func testServerNames(t *testing.T, open Factory) {
-	authority := open(t, Options{})
+func (t suite) serverNames() {
+	authority := t.open(t.T, Options{})
 	ips := []net.IP{net.IPv4(10, 0, 0, 11), net.ParseIP("fd00::1")}
 	names := []string{"meshd.example.com", "localhost"}
-	chain := sign(t, authority, ca.SignRequest{PublicKey: newKey(t).Public(), ID: server, DNSNames: names, IPs: ips})
-	verify(t, authority, chain, server)
+	chain := sign(t.T, authority, ca.SignRequest{PublicKey: newKey(t.T).Public(), ID: server, DNSNames: names, IPs: ips})
+	verify(t.T, authority, chain, server)
 	leaf := chain[0]
 	if !slices.Equal(leaf.DNSNames, names) || !slices.EqualFunc(leaf.IPAddresses, ips, net.IP.Equal) {
 		t.Errorf("names %v %v, want %v %v", leaf.DNSNames, leaf.IPAddresses, names, ips)
@@ -174,9 +180,9 @@ func testServerNames(t *testing.T, open Factory) {
 	}
 }
 
-// testRequestContents goes the way of a CSR that asks for everything it should not get.
-func testRequestContents(t *testing.T, open Factory) {
-	key := newKey(t)
+// requestContents goes the way of a CSR that asks for everything it should not get.
+func (t suite) requestContents() {
+	key := newKey(t.T)
 	basicConstraints, err := asn1.Marshal(struct{ IsCA bool }{true})
 	if err != nil {
 		t.Fatal(err)
@@ -196,9 +202,9 @@ func testRequestContents(t *testing.T, open Factory) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	authority := open(t, Options{})
-	plain := sign(t, authority, ca.SignRequest{PublicKey: key.Public(), ID: service})[0]
-	leaf := sign(t, authority, ca.SignRequest{PublicKey: public, ID: service})[0]
+	authority := t.open(t.T, Options{})
+	plain := sign(t.T, authority, ca.SignRequest{PublicKey: key.Public(), ID: service})[0]
+	leaf := sign(t.T, authority, ca.SignRequest{PublicKey: public, ID: service})[0]
 	if leaf.IsCA || len(leaf.Subject.Names) != 0 || len(leaf.DNSNames)+len(leaf.EmailAddresses)+len(leaf.IPAddresses) != 0 || len(leaf.URIs) != 1 {
 		t.Error("something of the request reached the leaf")
 	}
@@ -213,9 +219,9 @@ func testRequestContents(t *testing.T, open Factory) {
 	}
 }
 
-func testRefused(t *testing.T, open Factory) {
-	authority := open(t, Options{})
-	good := newKey(t).Public()
+func (t suite) refused() {
+	authority := t.open(t.T, Options{})
+	good := newKey(t.T).Public()
 	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +243,7 @@ func testRefused(t *testing.T, open Factory) {
 		"RSA":                  {ID: service, PublicKey: rsaKey.Public()},
 		"Ed25519":              {ID: service, PublicKey: ed},
 		"not on the curve":     {ID: service, PublicKey: offCurve},
-		"private key":          {ID: service, PublicKey: crypto.PublicKey(newKey(t))},
+		"private key":          {ID: service, PublicKey: crypto.PublicKey(newKey(t.T))},
 		"no identity":          {PublicKey: good},
 		"other trust domain":   {ID: spiffe.Service("other.example.com", "default", "web"), PublicKey: good},
 		"sub domain":           {ID: spiffe.Service("a."+TrustDomain, "default", "web"), PublicKey: good},
@@ -262,19 +268,19 @@ func testRefused(t *testing.T, open Factory) {
 	}
 }
 
-func testCanceled(t *testing.T, open Factory) {
-	authority := open(t, Options{})
+func (t suite) canceled() {
+	authority := t.open(t.T, Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := authority.Sign(ctx, ca.SignRequest{PublicKey: newKey(t).Public(), ID: service}); !errors.Is(err, context.Canceled) {
+	if _, err := authority.Sign(ctx, ca.SignRequest{PublicKey: newKey(t.T).Public(), ID: service}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want context.Canceled", err)
 	}
 }
 
-func testConcurrent(t *testing.T, open Factory) {
+func (t suite) concurrent() {
 	const workers, each = 8, 125
-	authority := open(t, Options{})
-	key := newKey(t)
+	authority := t.open(t.T, Options{})
+	key := newKey(t.T)
 	serials := make([][]*big.Int, workers)
 	var wg sync.WaitGroup
 	for w := range workers {
@@ -307,16 +313,16 @@ func testConcurrent(t *testing.T, open Factory) {
 	}
 }
 
-func testRoots(t *testing.T, open Factory) {
-	authority := open(t, Options{})
-	first, second := roots(t, authority), roots(t, authority)
+func (t suite) rootsStay() {
+	authority := t.open(t.T, Options{})
+	first, second := roots(t.T, authority), roots(t.T, authority)
 	if !first.Equal(second) {
 		t.Error("two calls gave different roots")
 	}
 	if got := first.TrustDomains(); !slices.Equal(got, []string{TrustDomain}) {
 		t.Errorf("roots for %v, want only %s", got, TrustDomain)
 	}
-	if other := roots(t, open(t, Options{})); first.Equal(other) {
+	if other := roots(t.T, t.open(t.T, Options{})); first.Equal(other) {
 		t.Error("two authorities share their roots")
 	}
 }
