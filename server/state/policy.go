@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"strings"
@@ -31,8 +32,12 @@ func (s *Snapshot) IntentionsFor(destination catalog.Name) iter.Seq2[intentions.
 // or they do not compile, it returns an error and no policy, and a nil policy
 // denies everything: what can't be understood must not vanish.
 func (s *Snapshot) Policy(trustDomain string, destination catalog.Name) (*intentions.Policy, error) {
-	if p, bad := s.unreadable(destination); bad {
-		return nil, fmt.Errorf("intention %s of %s can't be read, so that all is denied: %w", p.Key, destination, p.Err)
+	var unreadable error
+	for p := range s.UnreadableIntentions(destination) {
+		unreadable = errors.Join(unreadable, fmt.Errorf("%s: %w", p.Key, p.Err))
+	}
+	if unreadable != nil {
+		return nil, fmt.Errorf("intentions of %s can't be read, so that all is denied: %w", destination, unreadable)
 	}
 	var all []intentions.Intention
 	for _, record := range s.IntentionsFor(destination) {
@@ -45,27 +50,27 @@ func (s *Snapshot) Policy(trustDomain string, destination catalog.Name) (*intent
 	return policy, nil
 }
 
-// unreadable returns a problem with an intention that may apply to destination,
-// one whose key can't be read included, as long as the destination in it can.
-func (s *Snapshot) unreadable(destination catalog.Name) (Problem, bool) {
-	for _, prefix := range intentionPrefixes(destination) {
-		it := s.tree.Root().Iterator()
-		it.SeekPrefix([]byte(indexProblem + prefix))
-		if _, value, ok := it.Next(); ok {
-			p, is := value.(Problem)
-			return p, is
+// UnreadableIntentions yields the problems of intentions that may apply to a
+// destination. One of which even the key can't be read is among them, and not
+// among IntentionsFor, as long as its destination can.
+func (s *Snapshot) UnreadableIntentions(destination catalog.Name) iter.Seq[Problem] {
+	return func(yield func(Problem) bool) {
+		for _, prefix := range intentionPrefixes(destination) {
+			for p := range s.problems(prefix) {
+				if !yield(p) {
+					return
+				}
+			}
 		}
 	}
-	return Problem{}, false
 }
 
 func intentionPrefixes(d catalog.Name) []string {
-	prefixes := []string{
+	return []string{
 		joinPath(Intentions.prefix()+encodeSegment(d.Namespace), d.Name) + "/",
 		joinPath(Intentions.prefix()+encodeSegment(d.Namespace), anyName) + "/",
 		joinPath(Intentions.prefix()+encodeSegment(anyName), anyName) + "/",
 	}
-	return prefixes
 }
 
 // KeyText returns the text of an intention's key, one word per key: how it is

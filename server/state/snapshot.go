@@ -76,10 +76,12 @@ func (s *Snapshot) FeatureLevel() int {
 }
 
 // Problems yields the records that can't be read, in the order of their keys.
-func (s *Snapshot) Problems() iter.Seq[Problem] {
+func (s *Snapshot) Problems() iter.Seq[Problem] { return s.problems("") }
+
+func (s *Snapshot) problems(prefix string) iter.Seq[Problem] {
 	return func(yield func(Problem) bool) {
 		it := s.tree.Root().Iterator()
-		it.SeekPrefix([]byte(indexProblem))
+		it.SeekPrefix([]byte(indexProblem + prefix))
 		for _, value, ok := it.Next(); ok; _, value, ok = it.Next() {
 			if p, is := value.(Problem); is && !yield(p) {
 				return

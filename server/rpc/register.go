@@ -1,0 +1,284 @@
+package rpc
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/server/acl"
+	"github.com/meshd/meshd/server/meshpb"
+	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store"
+)
+
+// Costs of a transaction: a record that is read is one check, one that is written
+// one more operation.
+const (
+	opsPerNode     = 3 // the node's record and identity, the namespace
+	opsPerService  = 2
+	opsPerInstance = 4 // instance and status
+	// chunkBytes leaves room for keys and for the records of the node.
+	chunkBytes = store.MaxBytes - 32<<10
+)
+
+// registration is one of a request, understood.
+type registration struct {
+	key      catalog.InstanceKey
+	service  catalog.Service
+	instance catalog.Instance
+	raw      *meshpb.Registration
+}
+
+// Register implements meshpb.MeshServer. Each instance is written whole (service,
+// instance, status) or not at all, and only if it differs; the instances of one
+// service together, as far as a transaction can hold them.
+func (s *Server) Register(ctx context.Context, req *meshpb.RegisterRequest) (*meshpb.RegisterResponse, error) {
+	c, err := s.authenticate(ctx, acl.Register)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(req.GetRegistrations()); n > maxRegistrations {
+		return nil, s.refuse(codes.InvalidArgument, meshpb.ReasonBadRequest, "%d instances on node %s, at most %d can be registered", n, c.node, maxRegistrations)
+	}
+	response := &meshpb.RegisterResponse{}
+	wanted := make(map[catalog.Name][]registration)
+	keep := make(map[catalog.InstanceKey]bool)
+	for i, raw := range req.GetRegistrations() {
+		r, err := parseRegistration(c.node, raw)
+		if err == nil && keep[r.key] {
+			err = fmt.Errorf("instance %s of %s is there twice: give each an id", r.key.ID, r.key.Service.Short())
+		}
+		if err != nil {
+			response.Refusals = append(response.Refusals, refusal(r, i, err))
+			continue
+		}
+		keep[r.key] = true
+		wanted[r.key.Service] = append(wanted[r.key.Service], r)
+	}
+	for _, service := range slices.SortedFunc(maps.Keys(wanted), catalog.Name.Compare) {
+		for chunk := range chunks(wanted[service]) {
+			refusals, err := s.registerChunk(ctx, c, chunk, keep)
+			if err != nil {
+				return nil, s.storeError(err, "register "+service.Short()+" of node "+c.node)
+			}
+			response.Refusals = append(response.Refusals, refusals...)
+		}
+	}
+	if err := s.deregister(ctx, c.node, func(key catalog.InstanceKey) bool { return !keep[key] }); err != nil {
+		return nil, s.storeError(err, "remove old instances of node "+c.node)
+	}
+	response.Position = toWire(s.state.Snapshot().Position())
+	return response, nil
+}
+
+// parseRegistration reads leniently: a newer agent may say more than we know. What
+// it says is stored as it is.
+func parseRegistration(node string, raw *meshpb.Registration) (registration, error) {
+	r := registration{raw: raw}
+	if err := json.Unmarshal(raw.GetInstance(), &r.instance); err != nil {
+		return r, fmt.Errorf("instance: %w", err)
+	}
+	r.key = r.instance.Key()
+	if err := json.Unmarshal(raw.GetService(), &r.service); err != nil {
+		return r, fmt.Errorf("service: %w", err)
+	}
+	var health catalog.InstanceStatus
+	if err := json.Unmarshal(raw.GetStatus(), &health); err != nil {
+		return r, fmt.Errorf("status: %w", err)
+	}
+	if err := r.instance.Validate(); err != nil {
+		return r, fmt.Errorf("instance: %w", err)
+	}
+	if err := r.service.Validate(); err != nil {
+		return r, fmt.Errorf("service: %w", err)
+	}
+	if r.instance.Node != node {
+		return r, fmt.Errorf("the instance is on node %s, and this is node %s", r.instance.Node, node)
+	}
+	if r.service.Ref() != r.instance.Ref() {
+		return r, fmt.Errorf("an instance of %s comes with service %s", r.instance.Ref(), r.service.Ref())
+	}
+	if size := len(raw.GetInstance()) + len(raw.GetService()) + len(raw.GetStatus()); size > chunkBytes {
+		return r, fmt.Errorf("%d bytes, at most %d fit: shorten meta, tags or check outputs", size, chunkBytes)
+	}
+	return r, nil
+}
+
+// chunks cuts the instances of one service into what a transaction holds.
+func chunks(all []registration) func(yield func([]registration) bool) {
+	const most = (store.MaxOps - opsPerNode - opsPerService) / opsPerInstance
+	return func(yield func([]registration) bool) {
+		for len(all) > 0 {
+			n, size := 0, 0
+			for n < min(most, len(all)) {
+				size += len(all[n].raw.GetInstance()) + len(all[n].raw.GetStatus())
+				if n == 0 {
+					size += len(all[n].raw.GetService())
+				}
+				if n > 0 && size > chunkBytes {
+					break
+				}
+				n++
+			}
+			if !yield(all[:n]) {
+				return
+			}
+			all = all[n:]
+		}
+	}
+}
+
+// registerChunk writes instances of one service. What is refused for want of
+// permission is taken out of keep, so that an older registration goes too; what
+// is refused for another reason leaves the older one in force.
+func (s *Server) registerChunk(ctx context.Context, c caller, chunk []registration, keep map[catalog.InstanceKey]bool) ([]*meshpb.Refusal, error) {
+	var refused error
+	permitted := true
+	_, err := s.state.Update(ctx, func(tx *state.Tx) error {
+		refused, permitted = nil, true
+		if err := s.admit(tx, c); err != nil {
+			return err
+		}
+		name := chunk[0].key.Service
+		if node, _ := state.Nodes.Get(tx, c.node); node.Err != nil || !node.Value.MayRun(name) {
+			permitted = false
+			refused = fmt.Errorf("node %s may not run %s: add it to the services of the node", c.node, name.Short())
+			return nil
+		}
+		if refused = agree(tx, chunk); refused != nil {
+			return nil
+		}
+		for _, r := range chunk {
+			if err := state.Instances.PutRaw(tx, r.key, r.raw.GetInstance()); err != nil {
+				return fmt.Errorf("instance %s: %w", r.key, err)
+			}
+			if err := state.InstanceStatuses.PutRaw(tx, r.key, r.raw.GetStatus()); err != nil {
+				return fmt.Errorf("status of %s: %w", r.key, err)
+			}
+		}
+		return nil
+	})
+	if err == nil && refused == nil {
+		return nil, nil
+	}
+	if err != nil {
+		if _, is := status.FromError(err); is || len(chunk) == 0 {
+			return nil, err //nolint:wrapcheck // a refusal of the node as a whole
+		}
+		return nil, fmt.Errorf("register: %w", err)
+	}
+	out := make([]*meshpb.Refusal, 0, len(chunk))
+	for i, r := range chunk {
+		if !permitted {
+			delete(keep, r.key)
+		}
+		out = append(out, refusal(r, i, refused))
+	}
+	return out, nil
+}
+
+// agree compares the definitions with the central service, and creates it if
+// there is none. Namespaces are never created so: a mistyped one is an error.
+func agree(tx *state.Tx, chunk []registration) error {
+	name := chunk[0].key.Service
+	if _, ok := state.Namespaces.Get(tx, name.Namespace); !ok {
+		var known []string
+		for ns := range state.Namespaces.All(tx) {
+			known = append(known, ns)
+		}
+		hint := ""
+		if c := catalog.Closest(name.Namespace, known); c != "" {
+			hint = fmt.Sprintf(" (did you mean %q?)", c)
+		}
+		return fmt.Errorf("namespace %s does not exist%s: create it first", name.Namespace, hint)
+	}
+	central, exists := state.Services.Get(tx, name)
+	if !exists {
+		if err := state.Services.PutRaw(tx, name, chunk[0].raw.GetService()); err != nil {
+			return fmt.Errorf("create the service: %w", err)
+		}
+		central.Value = chunk[0].service
+	}
+	if central.Err != nil {
+		return fmt.Errorf("service %s can't be read by this server: %w", name.Short(), central.Err)
+	}
+	for _, r := range chunk {
+		if err := central.Value.Agrees(r.service); err != nil {
+			return fmt.Errorf("service %s: %w", name.Short(), err)
+		}
+	}
+	return nil
+}
+
+// deregister removes those instances of a node, with their status, of which gone
+// says so.
+func (s *Server) deregister(ctx context.Context, node string, gone func(catalog.InstanceKey) bool) error {
+	return removeInstances(ctx, s.state, node, func(_ state.Reader, key catalog.InstanceKey) bool { return gone(key) })
+}
+
+// removeInstances asks gone twice: on the newest snapshot, and in the transaction
+// that removes, which depends on what gone reads.
+func removeInstances(ctx context.Context, st *state.State, node string, gone func(state.Reader, catalog.InstanceKey) bool) error {
+	// Two records of two operations each, and the few that gone reads.
+	const most = (store.MaxOps - opsPerNode) / opsPerInstance
+	snapshot := st.Snapshot()
+	var keys []catalog.InstanceKey
+	for key := range snapshot.InstancesOn(node) {
+		if gone(snapshot, key) {
+			keys = append(keys, key)
+		}
+	}
+	for chunk := range slices.Chunk(keys, most) {
+		_, err := st.Update(ctx, func(tx *state.Tx) error {
+			for _, key := range chunk {
+				if gone(tx, key) {
+					state.Instances.Delete(tx, key)
+					state.InstanceStatuses.Delete(tx, key)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("remove instances of node %s: %w", node, err)
+		}
+	}
+	return nil
+}
+
+func refusal(r registration, index int, err error) *meshpb.Refusal {
+	out := &meshpb.Refusal{Reason: strings.ToValidUTF8(err.Error(), "\uFFFD")}
+	if r.instance.Service != "" {
+		out.Service, out.Instance = r.key.Service.String(), r.key.ID
+	} else {
+		out.Instance = fmt.Sprintf("registration %d", index)
+	}
+	return out
+}
+
+// Leave implements meshpb.MeshServer.
+func (s *Server) Leave(ctx context.Context, _ *meshpb.LeaveRequest) (*meshpb.LeaveResponse, error) {
+	c, err := s.authenticate(ctx, acl.Leave)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.deregister(ctx, c.node, func(catalog.InstanceKey) bool { return true }); err != nil {
+		return nil, s.storeError(err, "remove the instances of node "+c.node)
+	}
+	at, err := s.state.Update(ctx, func(tx *state.Tx) error {
+		state.Leases.Delete(tx, c.node)
+		return nil
+	})
+	if err != nil {
+		return nil, s.storeError(err, "end the lease of node "+c.node)
+	}
+	s.leases.forget(c.node)
+	s.fleet.close(c.node, s.refuse(codes.Aborted, meshpb.ReasonLeft, "node %s has left", c.node))
+	return &meshpb.LeaveResponse{Position: toWire(at)}, nil
+}

@@ -1,0 +1,267 @@
+package rpc
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/server/meshpb"
+	"github.com/meshd/meshd/server/state"
+)
+
+// Kinds of topics; meshpb.Topic describes them.
+const (
+	topicRoots      = "roots"
+	topicNode       = "node"
+	topicIntentions = "intentions"
+	topicUpstream   = "upstream"
+)
+
+// stream is one agent's Sync.
+type stream struct {
+	caller caller
+	hello  *meshpb.Hello
+	since  time.Time
+	// admitted refuses the caller if its node is gone or is another's by now.
+	admitted func(state.Reader) error
+
+	// subs is guarded by feeds.mu.
+	subs map[topicKey]*subscription
+
+	mu     sync.Mutex
+	dirty  map[*subscription]struct{}
+	all    bool // every subscription, and whether the node is still admitted
+	alive  bool // a heartbeat wants its answer
+	reason error
+	ended  bool
+
+	// work has one token whenever there may be something to send.
+	work chan struct{}
+	done chan struct{}
+}
+
+func newStream(c caller, hello *meshpb.Hello) *stream {
+	return &stream{
+		caller: c, hello: hello, since: time.Now(),
+		subs:  make(map[topicKey]*subscription),
+		dirty: make(map[*subscription]struct{}),
+		work:  make(chan struct{}, 1),
+		done:  make(chan struct{}),
+	}
+}
+
+// mark notes that a subscription may have something to send. Its size is bounded
+// by the number of topics, however slow the agent reads.
+func (st *stream) mark(sub *subscription) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.dirty[sub] = struct{}{}
+	st.wake()
+}
+
+func (st *stream) markAll() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.all = true
+	st.wake()
+}
+
+// heartbeat asks for an Alive after all that is to be sent by now.
+func (st *stream) heartbeat() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.alive = true
+	st.wake()
+}
+
+func (st *stream) wake() {
+	select {
+	case st.work <- struct{}{}:
+	default:
+	}
+}
+
+// end closes the stream for a reason; the first one counts.
+func (st *stream) end(reason error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.ended {
+		st.ended, st.reason = true, reason
+		close(st.done)
+	}
+}
+
+func (st *stream) why() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.reason
+}
+
+// take returns what is to be done and forgets it.
+func (st *stream) take() (dirty map[*subscription]struct{}, all, alive bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	dirty, all, alive = st.dirty, st.all, st.alive
+	st.dirty, st.all, st.alive = make(map[*subscription]struct{}), false, false
+	return dirty, all, alive
+}
+
+type topicKey struct{ kind, name, source string }
+
+// gate is what a subscriber may see of a set.
+type gate uint8
+
+const (
+	gateUnset  gate = iota // nothing was sent yet
+	gateClosed             // not the caller's to see
+	gateDenied             // no intention allows it: the service, but no instances
+	gateOpen
+)
+
+// subscription is one topic of one stream. gate and cursor are written by the
+// stream's sender under feeds.mu for reading, or by anybody under feeds.mu.
+type subscription struct {
+	stream      *stream
+	topic       *meshpb.Topic
+	source      catalog.Name
+	destination catalog.Name
+
+	set    *itemset
+	gate   gate
+	cursor uint64
+}
+
+func (sub *subscription) key() topicKey {
+	return topicKey{sub.topic.GetKind(), sub.topic.GetName(), sub.topic.GetSource()}
+}
+
+func newSubscription(st *stream, topic *meshpb.Topic) (*subscription, error) {
+	sub := &subscription{stream: st, topic: topic}
+	var err error
+	switch topic.GetKind() {
+	case topicIntentions, topicUpstream:
+		if sub.destination, err = catalog.ParseName(topic.GetName()); err != nil {
+			return nil, fmt.Errorf("name: %w", err)
+		}
+	}
+	if topic.GetKind() == topicUpstream {
+		if sub.source, err = catalog.ParseName(topic.GetSource()); err != nil {
+			return nil, fmt.Errorf("source: %w", err)
+		}
+	}
+	return sub, nil
+}
+
+// collect returns what the stream has to send to be at the position that it
+// returns, which is nothing if batch is nil.
+func (f *feeds) collect(st *stream) (batch *meshpb.Batch, at catalog.Position, alive bool, err error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	dirty, all, alive := st.take()
+	at = f.snapshot.Position()
+	if all {
+		if err := st.admitted(f.snapshot); err != nil {
+			return nil, at, alive, err
+		}
+		for _, sub := range st.subs {
+			dirty[sub] = struct{}{}
+		}
+	}
+	out := &meshpb.Batch{Position: toWire(at)}
+	for sub := range dirty {
+		if st.subs[sub.key()] == sub { // else it was dropped since
+			f.add(out, sub)
+		}
+	}
+	if len(out.GetReset_()) == 0 && len(out.GetItems()) == 0 {
+		return nil, at, alive, nil
+	}
+	return out, at, alive, nil
+}
+
+// add puts what is new of one topic into a batch.
+func (f *feeds) add(out *meshpb.Batch, sub *subscription) {
+	want := f.gate(sub)
+	if want != sub.gate || sub.cursor < sub.set.floor {
+		out.Reset_ = append(out.Reset_, sub.topic)
+		f.addAll(out, sub, want)
+	} else {
+		f.addChanges(out, sub)
+	}
+	sub.gate, sub.cursor = want, sub.set.seq
+}
+
+func (f *feeds) addAll(out *meshpb.Batch, sub *subscription, g gate) {
+	switch g {
+	case gateOpen:
+		for it := range sub.set.all {
+			out.Items = append(out.Items, wireItem(sub, it))
+		}
+	case gateDenied:
+		if it := sub.set.get(itemService); it != nil {
+			out.Items = append(out.Items, wireItem(sub, it))
+		}
+		out.Items = append(out.Items, &meshpb.Item{
+			Topic: sub.topic, Key: itemDenied, Json: f.deniedJSON(sub), Revision: f.revision(),
+		})
+	case gateUnset, gateClosed:
+	}
+}
+
+func (f *feeds) addChanges(out *meshpb.Batch, sub *subscription) {
+	if sub.gate == gateClosed {
+		return
+	}
+	from := len(out.GetItems())
+	for it := range sub.set.since(sub.cursor) {
+		if sub.gate == gateOpen || it.key == itemService {
+			out.Items = append(out.Items, wireItem(sub, it))
+		}
+	}
+	slices.Reverse(out.GetItems()[from:])
+}
+
+func wireItem(sub *subscription, it *item) *meshpb.Item {
+	return &meshpb.Item{Topic: sub.topic, Key: it.key, Json: it.json, Revision: it.revision}
+}
+
+func (f *feeds) deniedJSON(sub *subscription) []byte {
+	raw, err := json.Marshal(map[string]string{
+		"reason": fmt.Sprintf("no intention allows %s to call %s", sub.source.Short(), sub.destination.Short()),
+	})
+	if err != nil {
+		return []byte(`{}`)
+	}
+	return raw
+}
+
+// gate decides what the caller's node may see of a topic: the permissions of its
+// record, and what runs on it.
+func (f *feeds) gate(sub *subscription) gate {
+	name := sub.stream.caller.node
+	node, ok := state.Nodes.Get(f.snapshot, name)
+	if !ok || node.Err != nil {
+		return gateClosed
+	}
+	switch sub.topic.GetKind() {
+	case topicRoots, topicNode:
+		return gateOpen
+	case topicIntentions:
+		if node.Value.MayRun(sub.destination) || f.snapshot.Runs(name, sub.destination) {
+			return gateOpen
+		}
+	case topicUpstream:
+		if !node.Value.MayRun(sub.source) {
+			return gateClosed
+		}
+		if !f.policy(sub.destination).MayAllow(spiffe.Service(f.trustDomain, sub.source.Namespace, sub.source.Name)) {
+			return gateDenied
+		}
+		return gateOpen
+	}
+	return gateClosed
+}
