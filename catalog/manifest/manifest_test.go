@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/catalog/manifest"
@@ -170,7 +171,7 @@ func same(t *testing.T, want []manifest.Resource, name string, text []byte) {
 	ignorePlace := cmp.FilterPath(func(p cmp.Path) bool {
 		return p.Last().String() == ".File" || p.Last().String() == ".Line"
 	}, cmp.Ignore())
-	if diff := cmp.Diff(want, got, ignorePlace); diff != "" {
+	if diff := cmp.Diff(want, got, ignorePlace, cmpopts.EquateEmpty()); diff != "" {
 		t.Fatalf("%s read back (-want +got):\n%s\n%s", name, diff, text)
 	}
 }

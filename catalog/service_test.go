@@ -1,0 +1,241 @@
+package catalog_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/meshd/meshd/catalog"
+)
+
+func TestAgrees(t *testing.T) {
+	t.Parallel()
+	central := catalog.Service{Name: "api", Owner: "team", Ports: []catalog.ServicePort{
+		{Name: "http", Protocol: "http", Default: true}, {Name: "admin"},
+	}}
+	for _, tc := range []struct {
+		name  string
+		other catalog.Service
+		want  string // part of the error, empty for agreement
+	}{
+		{"same in another order, defaults written out", catalog.Service{Namespace: "default", Name: "api", Ports: []catalog.ServicePort{
+			{Name: "admin", Protocol: "auto"}, {Name: "http", Protocol: "http", Default: true},
+		}}, ""},
+		{"other service", catalog.Service{Name: "web"}, "name is default/api in the service and default/web in the definition"},
+		{"other namespace", catalog.Service{Namespace: "x", Name: "api"}, "name is default/api"},
+		{"client", catalog.Service{Name: "api"}, "ports is admin,http in the service and none in the definition"},
+		{"other ports", catalog.Service{Name: "api", Ports: []catalog.ServicePort{{Name: "http", Protocol: "http"}, {Name: "grpc"}}}, "grpc,http"},
+		{"other protocol", catalog.Service{Name: "api", Ports: []catalog.ServicePort{
+			{Name: "http", Protocol: "tcp", Default: true}, {Name: "admin"},
+		}}, "ports[http].protocol is http in the service and tcp in the definition"},
+		{"other default", catalog.Service{Name: "api", Ports: []catalog.ServicePort{
+			{Name: "http", Protocol: "http"}, {Name: "admin", Default: true},
+		}}, "ports[http].default is true in the service and false in the definition"},
+	} {
+		err := central.Agrees(tc.other)
+		if tc.want == "" {
+			if err != nil {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+			continue
+		}
+		if !errors.Is(err, catalog.ErrMismatch) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: got %v, want ErrMismatch with %q", tc.name, err, tc.want)
+		}
+	}
+	single := catalog.Service{Name: "db", Ports: []catalog.ServicePort{{Name: "default", Protocol: "tcp"}}}
+	if err := single.Agrees(catalog.Definition{Name: "db", Port: 5432, Protocol: "tcp"}.Service()); err != nil {
+		t.Errorf("a single port is the default one: %v", err)
+	}
+}
+
+func TestServicePort(t *testing.T) {
+	t.Parallel()
+	one := catalog.Service{Name: "a", Ports: []catalog.ServicePort{{Name: "x"}}}
+	two := catalog.Service{Name: "a", Ports: []catalog.ServicePort{{Name: "x"}, {Name: "y", Protocol: "http", Default: true}}}
+	for _, tc := range []struct {
+		s    catalog.Service
+		port string
+		want catalog.ServicePort
+		ok   bool
+	}{
+		{one, "", catalog.ServicePort{Name: "x", Protocol: "auto", Default: true}, true},
+		{one, "x", catalog.ServicePort{Name: "x", Protocol: "auto", Default: true}, true},
+		{one, "y", catalog.ServicePort{}, false},
+		{two, "", catalog.ServicePort{Name: "y", Protocol: "http", Default: true}, true},
+		{two, "x", catalog.ServicePort{Name: "x", Protocol: "auto"}, true},
+		{catalog.Service{Name: "client"}, "", catalog.ServicePort{}, false},
+	} {
+		if got, ok := tc.s.Port(tc.port); got != tc.want || ok != tc.ok {
+			t.Errorf("%v.Port(%q) = %v, %v", tc.s, tc.port, got, ok)
+		}
+	}
+	if one.Ports[0].Protocol != "" {
+		t.Error("defaults were written into the spec")
+	}
+}
+
+func TestDefinitionViews(t *testing.T) {
+	t.Parallel()
+	d := catalog.Definition{
+		Name: "web", Namespace: "batch", Port: 9002, Protocol: "http", Tags: []string{"t"},
+		Checks:    []catalog.Check{{Name: "a", HTTP: "http://127.0.0.1/", Interval: catalog.Duration(time.Second), FailuresBeforeCritical: 3}},
+		Upstreams: []catalog.Upstream{{Service: "api", LocalPort: 1}},
+	}
+	before := d
+	before.Checks = append([]catalog.Check(nil), d.Checks...)
+	before.Upstreams = append([]catalog.Upstream(nil), d.Upstreams...)
+	service := catalog.Service{Namespace: "batch", Name: "web", Ports: []catalog.ServicePort{{Name: "default", Protocol: "http"}}}
+	if diff := cmp.Diff(service, d.Service()); diff != "" {
+		t.Errorf("Service (-want +got):\n%s", diff)
+	}
+	instance := catalog.Instance{
+		Namespace: "batch", Service: "web", ID: "web", Node: "vm-1", MeshAddress: "10.0.0.1:7443", Tags: []string{"t"},
+		Ports: []catalog.InstancePort{{Name: "default", Port: 9002}},
+	}
+	if diff := cmp.Diff(instance, d.Instance("vm-1", "10.0.0.1:7443")); diff != "" {
+		t.Errorf("Instance (-want +got):\n%s", diff)
+	}
+	full := catalog.Definition{
+		Name: "web", ID: "web", Namespace: "batch", Address: "127.0.0.1", Tags: []string{"t"},
+		Ports: []catalog.DefinitionPort{{Name: "default", Port: 9002, Protocol: "http", Default: true}},
+		Checks: []catalog.Check{{
+			Name: "a", HTTP: "http://127.0.0.1/", Interval: catalog.Duration(time.Second), Timeout: catalog.Duration(10 * time.Second),
+			Method: "GET", SuccessBeforePassing: 1, FailuresBeforeWarning: 3, FailuresBeforeCritical: 3,
+		}},
+		Upstreams: []catalog.Upstream{{Service: "default/api", LocalPort: 1, LocalAddress: "127.0.0.1"}},
+	}
+	if diff := cmp.Diff(full, d.WithDefaults()); diff != "" {
+		t.Errorf("WithDefaults (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(full, full.WithDefaults()); diff != "" {
+		t.Errorf("WithDefaults of defaults (-want +got):\n%s", diff)
+	}
+	if err := full.Validate(); err != nil {
+		t.Errorf("the view with defaults is not valid: %v", err)
+	}
+	if diff := cmp.Diff(before, d); diff != "" {
+		t.Errorf("the definition was changed (-want +got):\n%s", diff)
+	}
+	client := catalog.Definition{Name: "cron", ID: "c1"}.Instance("vm-1", "10.0.0.1:7443")
+	if diff := cmp.Diff(catalog.Instance{Service: "cron", ID: "c1", Node: "vm-1"}, client); diff != "" {
+		t.Errorf("pure client (-want +got):\n%s", diff)
+	}
+}
+
+func TestCheckDefaults(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		in, want catalog.Check
+		kind     catalog.CheckKind
+	}{
+		{
+			catalog.Check{Name: "a", TCP: "h:1"},
+			catalog.Check{Name: "a", TCP: "h:1", Timeout: catalog.DefaultCheckTimeout, SuccessBeforePassing: 1, FailuresBeforeWarning: 1, FailuresBeforeCritical: 1},
+			catalog.CheckTCP,
+		},
+		{catalog.Check{Name: "a", TTL: 5}, catalog.Check{Name: "a", TTL: 5}, catalog.CheckTTL},
+		{
+			catalog.Check{Name: "a", HTTP: "u", Method: "PUT", FailuresBeforeWarning: 2, FailuresBeforeCritical: 4},
+			catalog.Check{
+				Name: "a", HTTP: "u", Method: "PUT", Timeout: catalog.DefaultCheckTimeout,
+				SuccessBeforePassing: 1, FailuresBeforeWarning: 2, FailuresBeforeCritical: 4,
+			},
+			catalog.CheckHTTP,
+		},
+		{
+			catalog.Check{Name: "a", HTTP: "u", TCP: "v"},
+			catalog.Check{Name: "a", HTTP: "u", TCP: "v", Timeout: catalog.DefaultCheckTimeout, SuccessBeforePassing: 1, FailuresBeforeWarning: 1, FailuresBeforeCritical: 1},
+			"",
+		},
+	} {
+		if diff := cmp.Diff(tc.want, tc.in.WithDefaults()); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", tc.in, diff)
+		}
+		if got := tc.in.Kind(); got != tc.kind {
+			t.Errorf("%+v: kind %q, want %q", tc.in, got, tc.kind)
+		}
+	}
+}
+
+func TestWorstHealth(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		checks []catalog.Health
+		want   catalog.Health
+	}{
+		{nil, catalog.HealthPassing},
+		{[]catalog.Health{"passing", "passing"}, catalog.HealthPassing},
+		{[]catalog.Health{"passing", "warning"}, catalog.HealthWarning},
+		{[]catalog.Health{"critical", "warning", "passing"}, catalog.HealthCritical},
+		{[]catalog.Health{"warning", "unknown"}, catalog.HealthUnknown},
+		{[]catalog.Health{"unknown", "critical"}, catalog.HealthCritical},
+		{[]catalog.Health{"passing", ""}, catalog.HealthUnknown},
+		{[]catalog.Health{"passing", "a-later-word"}, catalog.HealthUnknown},
+	} {
+		var states []catalog.CheckState
+		for _, h := range tc.checks {
+			states = append(states, catalog.CheckState{Health: h})
+		}
+		if got := catalog.WorstHealth(states); got != tc.want {
+			t.Errorf("%v: got %q, want %q", tc.checks, got, tc.want)
+		}
+	}
+}
+
+func TestSelectEndpoints(t *testing.T) {
+	t.Parallel()
+	at := func(id string, h catalog.Health, stale, drain bool) catalog.Endpoint {
+		return catalog.Endpoint{
+			Instance: catalog.Instance{Service: "api", Node: "vm", ID: id},
+			Status:   catalog.InstanceStatus{Health: h, Drain: drain}, Stale: stale,
+		}
+	}
+	for _, tc := range []struct {
+		name       string
+		all        []catalog.Endpoint
+		use, spare []string
+	}{
+		{"none", nil, nil, nil},
+		{"sorted", []catalog.Endpoint{at("b", "passing", false, false), at("a", "warning", false, false)}, []string{"a", "b"}, nil},
+		{"stale last", []catalog.Endpoint{at("a", "passing", true, false), at("b", "warning", false, false)}, []string{"b"}, []string{"a"}},
+		{"stale while nothing better", []catalog.Endpoint{at("a", "passing", true, false), at("b", "critical", false, false)}, []string{"a"}, nil},
+		{"refused", []catalog.Endpoint{
+			at("a", "critical", false, false), at("b", "unknown", false, false), at("c", "", false, false),
+			at("d", "passing", false, true), at("e", "critical", true, false), at("f", "a-later-word", false, false),
+		}, nil, nil},
+	} {
+		use, spare := catalog.SelectEndpoints(tc.all)
+		ids := func(es []catalog.Endpoint) (out []string) {
+			for _, e := range es {
+				out = append(out, e.Instance.ID)
+			}
+			return out
+		}
+		if diff := cmp.Diff([][]string{tc.use, tc.spare}, [][]string{ids(use), ids(spare)}, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, diff)
+		}
+	}
+}
+
+func FuzzParseName(f *testing.F) {
+	for _, s := range []string{"web", "ns/web", "*", "ns/*", "a/b/c", "-", "\xff/a", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := catalog.ParseName(s)
+		if err == nil && n.String() != s && n.Short() != s {
+			t.Errorf("%q is read as %v, which is written otherwise", s, n)
+		}
+		if (catalog.CheckPattern(s) == nil) != (err == nil || s == "*" || strings.HasSuffix(s, "/*") && catalog.CheckLabel(strings.TrimSuffix(s, "/*")) == nil) {
+			t.Errorf("%q: pattern: %v, name: %v", s, catalog.CheckPattern(s), err)
+		}
+		if err == nil && !catalog.Covers(s, n) {
+			t.Errorf("%q does not cover %v", s, n)
+		}
+	})
+}
