@@ -20,7 +20,7 @@ func main() {
 
 func run(ctx context.Context, args []string) int {
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // each command gets ctx from ExecuteContext below
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {

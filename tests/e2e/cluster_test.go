@@ -1,0 +1,170 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cluster is one server with the hosts that joined it.
+type cluster struct {
+	t      *testing.T
+	net    *network
+	server *host
+	daemon *process
+	config string
+}
+
+const serverConfig = `
+trust_domain         = "mesh.example.com"
+cluster_key_file     = "%[1]s/cluster.key"
+bootstrap_token_file = "%[1]s/bootstrap.token"
+data_dir             = "%[1]s/data"
+socket               = "%[1]s/server.sock"
+bind                 = "%[2]s"
+advertise            = "%[2]s"
+`
+
+// adminToken is the operator's own first token.
+const adminToken = "e2e-admin-token-0123456789-0123456789"
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{t: t, net: newNetwork(t)}
+	c.server = c.net.host(t, "srv")
+	if r := c.server.run("meshctl", "operator", "keygen", c.server.path("cluster.key")); r.code != 0 {
+		t.Fatalf("keygen: %s", r.stderr)
+	}
+	c.server.write(adminToken+"\n", 0o600, "bootstrap.token")
+	c.config = c.server.write(fmt.Sprintf(serverConfig, c.server.dir, c.server.addr), 0o600, "server.hcl")
+	c.startServer()
+	return c
+}
+
+// startServer starts the server and waits until it answers.
+func (c *cluster) startServer() {
+	c.t.Helper()
+	c.daemon = c.server.start("server", "meshd", "server", "--config", c.config)
+	eventually(c.t, 15*time.Second, "the server answers", func() string {
+		if r := c.server.run("meshctl", "--addr", c.admin(), "get", "nodes"); r.code != 0 {
+			return r.stderr + tail(c.daemon.log, 5)
+		}
+		return ""
+	})
+}
+
+func (c *cluster) admin() string { return "unix://" + c.server.path("server.sock") }
+
+// meshctl runs a command on the server and demands an exit code.
+func (c *cluster) meshctl(code int, args ...string) result {
+	c.t.Helper()
+	r := c.server.run("meshctl", append([]string{"--addr", c.admin()}, args...)...)
+	if r.code != code {
+		c.t.Fatalf("meshctl %s: exit %d, want %d\n%s%s", strings.Join(args, " "), r.code, code, r.stdout, r.stderr)
+	}
+	return r
+}
+
+// member is a host with an agent and a proxy.
+type member struct {
+	*host
+	cluster      *cluster
+	agentConfig  string
+	agent, proxy *process
+}
+
+const agentConfig = `
+servers      = ["%[2]s:7400"]
+node_name    = "%[3]s"
+advertise    = "%[4]s"
+data_dir     = "%[1]s/agent"
+services_dir = "%[1]s/services.d"
+socket       = "%[1]s/agent.sock"
+join {
+  token_file = "%[1]s/join.token"
+}
+proxy {
+  socket = "%[1]s/proxy.sock"
+}
+`
+
+// join makes a host, gives it a token for the services and starts its daemons.
+func (c *cluster) join(name, services string) *member {
+	c.t.Helper()
+	m := c.prepare(name)
+	m.write(c.token(name, services), 0o600, "join.token")
+	m.startAgent()
+	m.startProxy()
+	return m
+}
+
+// token makes a join token.
+func (c *cluster) token(node, services string) string {
+	c.t.Helper()
+	args := []string{"token", "join", "--node", node}
+	if services != "" {
+		args = append(args, "--services", services)
+	}
+	return c.meshctl(0, args...).stdout
+}
+
+// prepare makes a host that is ready to join.
+func (c *cluster) prepare(name string) *member {
+	c.t.Helper()
+	m := &member{host: c.net.host(c.t, name), cluster: c}
+	if err := os.MkdirAll(m.path("services.d"), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	m.agentConfig = m.write(fmt.Sprintf(agentConfig, m.dir, c.server.addr, name, m.addr), 0o600, "agent.hcl")
+	return m
+}
+
+func (m *member) startAgent() {
+	m.t.Helper()
+	m.agent = m.start("agent", "meshd", "agent", "--config", m.agentConfig)
+}
+
+func (m *member) startProxy() {
+	m.t.Helper()
+	m.proxy = m.start("proxy", "mesh-proxy", "--feed", m.path("proxy.sock"), "--state", m.path("proxy"), "--metrics", "127.0.0.1:7490")
+}
+
+// define writes a file of services.d.
+func (m *member) define(file, content string) { m.write(content, 0o644, "services.d", file) }
+
+// curl sends a request from the host and returns status, headers and body.
+func (h *host) curl(args ...string) (status string, headers map[string]string, body string) {
+	h.t.Helper()
+	head := h.path("curl.head")
+	r := h.run("curl", append([]string{"--silent", "--show-error", "--max-time", "10", "--path-as-is", "-D", head}, args...)...)
+	if r.code != 0 {
+		return fmt.Sprintf("curl exit %d: %s", r.code, strings.TrimSpace(r.stderr)), nil, ""
+	}
+	data, err := os.ReadFile(head)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	lines := strings.Split(strings.ReplaceAll(string(data), "\r", ""), "\n")
+	headers = map[string]string{}
+	for _, line := range lines {
+		if fields := strings.Fields(line); strings.HasPrefix(line, "HTTP/") && len(fields) > 1 {
+			status, headers = fields[1], map[string]string{}
+		} else if k, v, ok := strings.Cut(line, ": "); ok {
+			headers[strings.ToLower(k)] = v
+		}
+	}
+	return status, headers, r.stdout
+}
+
+// answers waits until a URL gives a status from the host.
+func (h *host) answers(limit time.Duration, want string, args ...string) time.Duration {
+	h.t.Helper()
+	return eventually(h.t, limit, fmt.Sprintf("curl %v gives %s", args, want), func() string {
+		if status, headers, _ := h.curl(args...); status != want {
+			return fmt.Sprintf("%s (mesh-error %q)", status, headers["mesh-error"])
+		}
+		return ""
+	})
+}
