@@ -68,6 +68,20 @@ func (f Fields) Values(name string) iter.Seq[[]byte] {
 	}
 }
 
+// Value returns the value of the i-th field line of name, counted from 0 and
+// compared without regard to case.
+func (f Fields) Value(name string, i int) ([]byte, bool) {
+	for k := range f {
+		if equalFold(f[k].Name, name) {
+			if i == 0 {
+				return f[k].Value, true
+			}
+			i--
+		}
+	}
+	return nil, false
+}
+
 // Known returns the first value of a known name.
 func (f Fields) Known(id Known) ([]byte, bool) {
 	for i := range f {

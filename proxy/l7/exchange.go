@@ -2,10 +2,12 @@ package l7
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/proxy/http1"
 )
 
@@ -27,8 +29,18 @@ type Head struct {
 	Length int64
 }
 
+// HeaderValue returns the value of the i-th field line named name, so that a
+// head is an intentions.HeaderLookup. host is the authority.
+func (h *Head) HeaderValue(name string, i int) ([]byte, bool) {
+	if name == "host" {
+		return h.Authority, i == 0
+	}
+	return h.Fields.Value(name, i)
+}
+
 // ResponseHead is the head of a response, final or interim (1xx). Its views
-// stay valid until [Response.Close].
+// stay valid until the next call of Head, those of the final one until
+// [Response.Close].
 type ResponseHead struct {
 	Status int
 	// Reason is the reason phrase of HTTP/1, which other versions drop.
@@ -132,13 +144,26 @@ type Exchange struct {
 	// only it knows.
 	Record Record
 
-	reply reply
+	reply    reply
+	policy   intentions.HTTPRequest
+	progress atomic.Int64 // when bytes last moved, either way
 }
 
 // Fail promises a response of this proxy's own that reports err: status,
 // mesh-error and mesh-error-id fields and one line of text. err must not be
 // nil; it is recorded.
 func (ex *Exchange) Fail(err *Error) Response { return ex.reply.fail(ex, err) }
+
+// ForPolicy returns the request as rules look at it. It is a view, and valid as
+// long as the exchange.
+func (ex *Exchange) ForPolicy() *intentions.HTTPRequest {
+	ex.policy = intentions.HTTPRequest{
+		Method:  view(ex.Request.Method),
+		Path:    view(ex.Request.Path),
+		Headers: &ex.Request,
+	}
+	return &ex.policy
+}
 
 // ConnInfo describes a client's connection to the exchanges that come from it.
 type ConnInfo struct {
@@ -151,6 +176,9 @@ type ConnInfo struct {
 	ForwardedClientCert string
 	// Scheme is http or https; empty is http.
 	Scheme string
+	// Authority stands in for the host that a request of HTTP/1.0 may lack;
+	// empty refuses such a request.
+	Authority string
 	// User is the owner's; this package never looks at it.
 	User any
 }

@@ -47,20 +47,3 @@ type PoolConfig struct {
 	// Limits bound a response's head.
 	Limits http1.Limits
 }
-
-// Server makes connections for one listener. It is safe for concurrent use.
-type Server struct{ cfg ServerConfig }
-
-// Pool is an [Upstream] over HTTP/1.1 with kept connections. Safe for concurrent use. The zero value is not usable.
-//
-//	func NewServer(cfg ServerConfig) *Server
-//	func (s *Server) NewConn(nc net.Conn, info ConnInfo) *Conn
-//	func (c *Conn) Serve(ctx context.Context) error // blocks; closes nc; nil after a normal end
-//	func (c *Conn) Drain()                          // any goroutine: idle → closed now, busy → Connection: close on the next response
-//	func (c *Conn) Abort(r Reason)                  // any goroutine: reset now, upstream too
-//	func NewPool(cfg PoolConfig) *Pool
-//	func (p *Pool) Forward(ex *Exchange) Response
-//	func (p *Pool) CloseIdle()                      // idle connections closed, later ones not kept
-//	func (p *Pool) Idle() int
-//	func ForwardedClientCert(own, peer spiffe.ID) string
-type Pool struct{ cfg PoolConfig }

@@ -1,0 +1,285 @@
+package l7_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// handler is a Handler in a function.
+type handler func(ex *l7.Exchange) l7.Response
+
+func (h handler) Handle(ex *l7.Exchange) l7.Response { return h(ex) }
+
+// record is what a test looks at of a Record.
+type record struct {
+	Method, Authority, Path string
+	Status                  int
+	Reason                  l7.Reason
+	ErrorID                 string
+	In, Out                 int64
+	Retried                 bool
+}
+
+// proxy is a listener in front of one pool.
+type proxy struct {
+	addr string
+	pool *l7.Pool
+	srv  *l7.Server
+
+	mu      sync.Mutex
+	conns   map[*l7.Conn]struct{}
+	records []record
+	told    chan record
+	serving sync.WaitGroup
+}
+
+type options struct {
+	handler  func(p *proxy) l7.Handler
+	server   func(*l7.ServerConfig)
+	pool     func(*l7.PoolConfig)
+	info     l7.ConnInfo
+	wrap     func(net.Conn) (net.Conn, error)
+	upstream string
+}
+
+// start runs a proxy until the test ends, and then requires that every
+// connection's Serve has returned.
+func start(t testing.TB, o options) *proxy {
+	t.Helper()
+	p := &proxy{conns: map[*l7.Conn]struct{}{}, told: make(chan record, 4096)}
+	pool := l7.PoolConfig{Dial: dialer(o.upstream)}
+	if o.pool != nil {
+		o.pool(&pool)
+	}
+	p.pool = l7.NewPool(pool)
+	cfg := l7.ServerConfig{Sink: p.sink, Log: slog.New(slog.DiscardHandler)}
+	cfg.Handler = handler(func(ex *l7.Exchange) l7.Response { return p.pool.Forward(ex) })
+	if o.handler != nil {
+		cfg.Handler = o.handler(p)
+	}
+	if o.server != nil {
+		o.server(&cfg)
+	}
+	p.srv = l7.NewServer(cfg)
+	ln := listen(t)
+	p.addr = ln.Addr().String()
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			nc, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			p.serving.Go(func() { p.serve(t.Context(), nc, o) })
+		}
+	})
+	t.Cleanup(func() {
+		if err := ln.Close(); err != nil {
+			t.Error(err)
+		}
+		accepting.Wait()
+		for _, c := range p.live() {
+			c.Abort(l7.Draining)
+		}
+		p.serving.Wait()
+		p.pool.CloseIdle()
+	})
+	return p
+}
+
+func (p *proxy) serve(ctx context.Context, nc net.Conn, o options) {
+	if o.wrap != nil {
+		wrapped, err := o.wrap(nc)
+		if err != nil {
+			_ = nc.Close()
+			return
+		}
+		nc = wrapped
+	}
+	c := p.srv.NewConn(nc, o.info)
+	p.mu.Lock()
+	p.conns[c] = struct{}{}
+	p.mu.Unlock()
+	_ = c.Serve(ctx) // tests look at records
+	p.mu.Lock()
+	delete(p.conns, c)
+	p.mu.Unlock()
+}
+
+func (p *proxy) live() []*l7.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var conns []*l7.Conn
+	for c := range p.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+func (p *proxy) sink(r *l7.Record) {
+	select {
+	case p.told <- record{
+		string(r.Method), string(r.Authority), string(r.Path), r.Status, r.Reason, r.ErrorID,
+		r.RequestBytes, r.ResponseBytes, r.Retried,
+	}:
+	default:
+	}
+}
+
+// next returns the next record.
+func (p *proxy) next(t *testing.T) record {
+	t.Helper()
+	select {
+	case r := <-p.told:
+		return r
+	case <-time.After(10 * time.Second):
+		t.Fatal("no record within 10 s")
+		return record{}
+	}
+}
+
+func dialer(addr string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr)
+	}
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln
+}
+
+// serveHTTP runs net/http as the application.
+func serveHTTP(t testing.TB, h http.HandlerFunc) string {
+	t.Helper()
+	ln := listen(t)
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	t.Cleanup(func() {
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+	return ln.Addr().String()
+}
+
+// serveRaw gives each connection to serve, which owns it until it returns.
+func serveRaw(t testing.TB, serve func(nc *net.TCPConn, r *bufio.Reader)) string {
+	t.Helper()
+	ln := listen(t)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			nc, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer nc.Close()
+				if tcp, ok := nc.(*net.TCPConn); ok {
+					_ = tcp.SetDeadline(time.Now().Add(20 * time.Second))
+					serve(tcp, bufio.NewReader(tcp))
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		if err := ln.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+	})
+	return ln.Addr().String()
+}
+
+// readHead reads lines up to the empty one and returns them.
+func readHead(r *bufio.Reader) (string, error) {
+	var head strings.Builder
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return head.String(), err
+		}
+		if line == "\r\n" {
+			return head.String(), nil
+		}
+		head.WriteString(line)
+	}
+}
+
+// client is a raw connection to a proxy.
+type client struct {
+	t testing.TB
+	*net.TCPConn
+	r *bufio.Reader
+}
+
+func connect(t testing.TB, addr string) *client {
+	t.Helper()
+	nc, err := dialer(addr)(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("got a %T", nc)
+	}
+	if err := tcp.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tcp.Close() })
+	return &client{t, tcp, bufio.NewReader(tcp)}
+}
+
+func (c *client) send(format string, args ...any) {
+	c.t.Helper()
+	if _, err := fmt.Fprintf(c.TCPConn, format, args...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// response reads one response, body included.
+func (c *client) response(method string) (*http.Response, string) {
+	c.t.Helper()
+	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		c.t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+// ended requires the connection's orderly end.
+func (c *client) ended() {
+	c.t.Helper()
+	if b, err := c.r.ReadByte(); !errors.Is(err, io.EOF) {
+		c.t.Fatalf("got byte %q, %v; want the end of the connection", b, err)
+	}
+}

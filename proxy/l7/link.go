@@ -1,0 +1,289 @@
+package l7
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// epoch is what instants are counted from: an int64 of monotonic nanoseconds
+// is cheaper to read, to store atomically and to compare than a time.Time.
+//
+//nolint:gochecknoglobals // a constant once the process runs
+var epoch = time.Now()
+
+func instant() int64 { return int64(time.Since(epoch)) }
+
+// tick is how often a wait that may be long looks up: is the client still
+// there, is the deadline over.
+const tick = int64(time.Second)
+
+var (
+	errInterrupted = errors.New("the wait was interrupted")
+	errGone        = errors.New("the client is gone")
+)
+
+// link is one connection with deadlines that cost a timer operation about once
+// a second, not once per read: a deadline that fires early is renewed. One
+// goroutine reads, one writes; interrupt and abort may come from any.
+type link struct {
+	nc  net.Conn
+	tcp net.Conn        // nc, or what is under its TLS; nil if unknown
+	raw syscall.RawConn // of tcp
+	// plain says that bytes of nc are bytes of raw: no TLS between.
+	plain bool
+
+	readArmed  int64 // when the read deadline fires; 0 is never
+	writeArmed int64
+
+	interrupted atomic.Bool
+	closed      atomic.Bool
+
+	try  func(fd uintptr) bool // reads into buf; made once, so that reading does not allocate
+	buf  []byte
+	n    int
+	err  error
+	peek func(fd uintptr) bool
+}
+
+func (l *link) init(nc net.Conn) {
+	*l = link{nc: nc, tcp: nc, plain: true}
+	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		l.tcp, l.plain = under.NetConn(), false
+	}
+	if sc, ok := l.tcp.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			l.raw = raw
+		}
+	}
+	l.peek = func(fd uintptr) bool {
+		l.n, l.err = peekFD(fd)
+		return true
+	}
+}
+
+// read blocks until there are bytes, the instant by is past, or interrupt was
+// called. by is 0 for no limit. look, if not nil, is asked about once a second
+// whether to go on waiting.
+func (l *link) read(p []byte, by int64, look func() error) (int, error) {
+	for {
+		if err := l.armRead(by, look != nil); err != nil {
+			return 0, err
+		}
+		n, err := l.nc.Read(p)
+		if n > 0 {
+			return n, nil
+		}
+		if err == nil {
+			continue
+		}
+		if err := l.again(err, by, look); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// again decides what an error of a read means: nil is to try again.
+func (l *link) again(err error, by int64, look func() error) error {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	l.readArmed = -1 // it is past: arm anew
+	if l.interrupted.Load() {
+		return errInterrupted
+	}
+	if by != 0 && instant() >= by {
+		return os.ErrDeadlineExceeded
+	}
+	if look != nil {
+		return look()
+	}
+	return nil
+}
+
+// armRead sees to it that the read deadline fires no later than by, or, for a
+// wait that looks up, than a second or two from now.
+func (l *link) armRead(by int64, looks bool) error {
+	want := by
+	if looks {
+		now := instant()
+		if by == 0 || by > now+tick {
+			want = now + tick
+			// What is armed serves as well while it fires neither at once nor late.
+			if l.readArmed > now+tick/2 && l.readArmed <= want+tick {
+				return l.check()
+			}
+		}
+	}
+	if want == 0 && l.readArmed == 0 || l.readArmed > 0 && l.readArmed <= want && l.readArmed > instant() {
+		return l.check()
+	}
+	if want == 0 {
+		if err := l.nc.SetReadDeadline(time.Time{}); err != nil {
+			return err
+		}
+	} else if err := l.nc.SetReadDeadline(epoch.Add(time.Duration(want))); err != nil {
+		return err
+	}
+	l.readArmed = want
+	return l.check()
+}
+
+// check comes after arming, so that an interrupt that came before it, and
+// whose deadline was overwritten, is seen.
+func (l *link) check() error {
+	if l.interrupted.Load() {
+		return errInterrupted
+	}
+	return nil
+}
+
+// write writes all of p. A peer that takes nothing for idle (to 1.5 idle) ends
+// it. A write deadline must never fire early: TLS cannot go on after it.
+func (l *link) write(p []byte, idle time.Duration) (int, error) {
+	if err := l.armWrite(idle); err != nil {
+		return 0, err
+	}
+	return l.nc.Write(p)
+}
+
+// writev writes all of v in one call where the connection can.
+func (l *link) writev(v *net.Buffers, idle time.Duration) (int64, error) {
+	if err := l.armWrite(idle); err != nil {
+		return 0, err
+	}
+	return v.WriteTo(l.nc)
+}
+
+func (l *link) armWrite(idle time.Duration) error {
+	if idle <= 0 {
+		return nil
+	}
+	now := instant()
+	if l.writeArmed > now+int64(idle) {
+		return nil
+	}
+	l.writeArmed = now + int64(idle) + int64(idle)/2
+	return l.nc.SetWriteDeadline(epoch.Add(time.Duration(l.writeArmed)))
+}
+
+// interrupt makes the read that blocks now, and every later one, return.
+func (l *link) interrupt() {
+	l.interrupted.Store(true)
+	// The error is a closed connection's, which ends reads as well.
+	_ = l.nc.SetReadDeadline(time.Unix(1, 0))
+}
+
+// resume undoes interrupt. Only the reader may call it.
+func (l *link) resume() {
+	l.interrupted.Store(false)
+	l.readArmed = -1
+}
+
+// abort resets the connection: the peer must not take what it has for whole.
+func (l *link) abort() {
+	if l.closed.Swap(true) {
+		return
+	}
+	if lingerer, ok := l.tcp.(interface{ SetLinger(sec int) error }); ok {
+		_ = lingerer.SetLinger(0) // without it the close is an orderly one
+	}
+	// Closing what is under TLS sends no close_notify and waits for nobody.
+	_ = l.tcp.Close()
+}
+
+// close ends the connection in good order.
+func (l *link) close() {
+	if l.closed.Swap(true) {
+		return
+	}
+	_ = l.nc.Close() // nothing is left to be told about it
+}
+
+// closeWrite tells the peer that no more comes.
+func (l *link) closeWrite() error {
+	if half, ok := l.nc.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// quiet reports, without blocking, that an unused connection is open and has
+// nothing to read. Anything else (end of stream, reset, bytes that nobody
+// asked for, a connection that cannot be asked) makes it unfit for reuse.
+func (l *link) quiet() bool {
+	if l.raw == nil || !l.clearDeadline() {
+		return false
+	}
+	if err := l.raw.Read(l.peek); err != nil {
+		return false
+	}
+	return errors.Is(l.err, errWouldBlock)
+}
+
+// gone reports, without blocking, that the peer closed or reset. Bytes that
+// wait to be read hide it.
+func (l *link) gone() bool {
+	if l.closed.Load() {
+		return true
+	}
+	if l.raw == nil || !l.clearDeadline() || l.raw.Read(l.peek) != nil {
+		return false
+	}
+	return l.n == 0 && l.err == nil || l.err != nil && !errors.Is(l.err, errWouldBlock)
+}
+
+// clearDeadline makes room for a probe: a deadline that is past refuses even a
+// read that would not block.
+func (l *link) clearDeadline() bool {
+	if l.readArmed == 0 || l.readArmed > instant()+int64(10*time.Millisecond) {
+		return true
+	}
+	l.readArmed = 0
+	return l.nc.SetReadDeadline(time.Time{}) == nil && !l.interrupted.Load()
+}
+
+// await blocks until the first bytes of a request are there and reads them. On
+// a plain connection it holds a buffer only while it reads; get is called for
+// it and put if there was nothing to read. On TLS the first bytes go to small.
+func (l *link) await(by int64, get func() []byte, put func(), small []byte) (n int, inSmall bool, err error) {
+	if l.raw == nil || !l.plain {
+		n, err := l.read(small, by, nil)
+		return n, true, err
+	}
+	if l.try == nil {
+		l.try = func(fd uintptr) bool {
+			l.n, l.err = readFD(fd, get())
+			if errors.Is(l.err, errWouldBlock) {
+				put()
+				return false
+			}
+			return true
+		}
+	}
+	for {
+		if err := l.armRead(by, false); err != nil {
+			return 0, false, err
+		}
+		l.n, l.err = 0, nil
+		err := l.raw.Read(l.try)
+		switch {
+		case err != nil:
+			if err := l.again(err, by, nil); err != nil {
+				return 0, false, err
+			}
+		case l.err != nil:
+			put()
+			return 0, false, os.NewSyscallError("read", l.err)
+		case l.n == 0:
+			put()
+			return 0, false, io.EOF
+		default:
+			return l.n, false, nil
+		}
+	}
+}
