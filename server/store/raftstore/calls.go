@@ -23,6 +23,10 @@ func (e *Engine) List(ctx context.Context, prefix string) (store.Snapshot, error
 	return e.space.List(prefix)
 }
 
+// State returns this member's state as it is now. Members at one position of one
+// history have equal hashes.
+func (e *Engine) State() store.Saved { return e.space.Save() }
+
 // Watch implements store.Engine.
 func (e *Engine) Watch(ctx context.Context, prefix string, after store.Position) store.Watcher {
 	return &watcher{engine: e, inner: e.space.Watch(ctx, e.closing, prefix, after), life: ctx}

@@ -1,0 +1,23 @@
+package raftstore
+
+// Recode decodes a log entry and encodes what was found.
+func Recode(b []byte) ([]byte, error) {
+	c, err := decodeCommand(b)
+	if err != nil {
+		return nil, err
+	}
+	return c.encode(), nil
+}
+
+// Encoded returns one log entry of each kind.
+func Encoded(seed command) [][]byte {
+	var all [][]byte
+	for kind := commandBegin; kind <= commandDropStage; kind++ {
+		seed.Kind = kind
+		all = append(all, seed.encode())
+	}
+	return all
+}
+
+// Command lets tests fill a log entry.
+type Command = command
