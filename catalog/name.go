@@ -36,9 +36,10 @@ func ParseName(s string) (Name, error) {
 func (n Name) String() string { return n.Namespace + "/" + n.Name }
 
 // Short returns the name as people write it: without the namespace where that
-// is DefaultNamespace. ParseName reads it back.
+// is DefaultNamespace. ParseName reads it back. The pattern "default/*" stays
+// whole, for "*" alone means every namespace.
 func (n Name) Short() string {
-	if n.Namespace == DefaultNamespace {
+	if n.Namespace == DefaultNamespace && n.Name != "*" {
 		return n.Name
 	}
 	return n.String()
