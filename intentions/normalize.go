@@ -221,8 +221,10 @@ func resolveDots(path string, b []byte) (string, error) {
 				}
 			}
 		default:
-			if _, err := checkSegment(string(segment), 0, len(segment)); err != nil {
-				return "", targetError(path, 0, "dot segment with parameters")
+			if segment[0] == '.' {
+				if _, err := checkSegment(string(segment), 0, len(segment)); err != nil {
+					return "", targetError(path, 0, "dot segment with parameters")
+				}
 			}
 			// out never overtakes from: each segment it holds was read.
 			out = append(out, segment...)

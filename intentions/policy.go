@@ -130,6 +130,7 @@ func Compile(trustDomain string, destination catalog.Name, all []Intention) (*Po
 		return nil, fmt.Errorf("%w: policy of %s: %w", ErrInvalid, destination, err)
 	}
 	var entries []*entry
+	shared := regexes{}
 	for _, i := range all {
 		key, err := i.Key()
 		if err != nil {
@@ -138,7 +139,7 @@ func Compile(trustDomain string, destination catalog.Name, all []Intention) (*Po
 		if !key.CoversDestination(destination) {
 			continue
 		}
-		e, err := compileEntry(key.In(trustDomain), i)
+		e, err := compileEntry(key.In(trustDomain), i, shared)
 		if err != nil {
 			return nil, err
 		}
@@ -149,7 +150,7 @@ func Compile(trustDomain string, destination catalog.Name, all []Intention) (*Po
 	return p, nil
 }
 
-func compileEntry(key Key, i Intention) (*entry, error) {
+func compileEntry(key Key, i Intention, shared regexes) (*entry, error) {
 	if err := i.Validate(); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrInvalid, key, err)
 	}
@@ -158,7 +159,7 @@ func compileEntry(key Key, i Intention) (*entry, error) {
 		e.expires = *i.Expires
 	}
 	for n, r := range i.Rules {
-		c, err := compileRule(r)
+		c, err := compileRule(r, shared)
 		if err != nil {
 			return nil, fmt.Errorf("%w %s: rules[%d]: %w", ErrInvalid, key, n, err)
 		}

@@ -223,6 +223,7 @@ func TestRules(t *testing.T) {
 		{"prefix with slash", []intentions.Rule{{Action: a, PathPrefix: "/v1/"}}, "GET", "/v1", nil, -1},
 		{"regex is whole", []intentions.Rule{{Action: a, PathRegex: "/v1"}}, "GET", "/v1/x", nil, -1},
 		{"regex alternatives are whole", []intentions.Rule{{Action: a, PathRegex: "/a|/b"}}, "GET", "/bc", nil, -1},
+		{"regex alternatives are anchored", []intentions.Rule{{Action: a, PathRegex: "x|/b"}}, "GET", "/a/b", nil, -1},
 		{"regex does not stop at lines", []intentions.Rule{{Action: a, PathRegex: "(?m)^/a$"}}, "GET", "/a", nil, 0},
 		{"open quote in regex", []intentions.Rule{{Action: a, PathRegex: `/a\Q.b`}}, "GET", "/a.b", nil, 0},
 		{"deny with parameters", []intentions.Rule{{Action: d, Path: "/admin"}, {Action: a}}, "GET", "/admin;x=1", nil, 0},
@@ -392,8 +393,10 @@ func TestCovers(t *testing.T) {
 // AllocsPerRun counts what all goroutines do, so this one runs alone.
 func TestDecideDoesNotAllocate(t *testing.T) {
 	for name, b := range benchmarks(t) {
+		i := 0
 		if n := testing.AllocsPerRun(1000, func() {
-			if !b.policy.Decide(b.request).Allowed {
+			i++
+			if !b.policy.Decide(b.requests[i%len(b.requests)]).Allowed {
 				panic("denied")
 			}
 		}); n != 0 {
@@ -403,8 +406,8 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 }
 
 type bench struct {
-	policy  *intentions.Policy
-	request intentions.Request
+	policy   *intentions.Policy
+	requests []intentions.Request
 }
 
 // fixedHeader is a HeaderLookup that allocates nothing.
@@ -418,7 +421,7 @@ func (h *fixedHeader) HeaderValue(name string, i int) ([]byte, bool) {
 }
 
 // benchmarks returns policies of 10 and of 10,000 intentions of one
-// destination, and a request that the last of them allows.
+// destination, and for each intention a request that it allows.
 func benchmarks(t testing.TB) map[string]bench {
 	t.Helper()
 	out := map[string]bench{}
@@ -442,9 +445,13 @@ func benchmarks(t testing.TB) map[string]bench {
 					}}
 				}
 			}
-			r := request(spiffe.Service(td, fmt.Sprintf("team-%d", (n-1)%97), fmt.Sprintf("web-%d", n-1)))
-			r.HTTP = &intentions.HTTPRequest{Method: "GET", Path: "/v1/jobs/4711", Headers: &fixedHeader{"x-team", []byte("batch")}}
-			out[fmt.Sprintf("%s-%d", kind, n)] = bench{compile(t, all...), r}
+			b := bench{policy: compile(t, all...), requests: make([]intentions.Request, n)}
+			for i := range b.requests {
+				r := request(spiffe.Service(td, fmt.Sprintf("team-%d", i%97), fmt.Sprintf("web-%d", i)))
+				r.HTTP = &intentions.HTTPRequest{Method: "GET", Path: "/v1/jobs/4711", Headers: &fixedHeader{"x-team", []byte("batch")}}
+				b.requests[i*7%n] = r // not in the order in which the policy was made
+			}
+			out[fmt.Sprintf("%s-%d", kind, n)] = b
 		}
 	}
 	return out
@@ -454,8 +461,10 @@ func BenchmarkDecide(b *testing.B) {
 	for name, bb := range benchmarks(b) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
+			i := 0
 			for b.Loop() {
-				if !bb.policy.Decide(bb.request).Allowed {
+				i++
+				if !bb.policy.Decide(bb.requests[i%len(bb.requests)]).Allowed {
 					b.Fatal("denied")
 				}
 			}

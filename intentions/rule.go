@@ -26,6 +26,22 @@ func compileRegex(text string) (*regexp.Regexp, error) {
 	return re, nil
 }
 
+// regexes shares compiled expressions among the rules of one policy: many
+// intentions of one destination tend to use the same few, and each holds
+// kilobytes that would compete for the processor's cache.
+type regexes map[string]*regexp.Regexp
+
+func (r regexes) get(text string) (*regexp.Regexp, error) {
+	if re, ok := r[text]; ok {
+		return re, nil
+	}
+	re, err := compileRegex(text)
+	if err == nil {
+		r[text] = re
+	}
+	return re, err
+}
+
 // A condition is a part of a rule, as far as it can fail.
 type condition int
 
@@ -69,7 +85,7 @@ type headerMatch struct {
 	invert bool
 }
 
-func compileRule(r Rule) (rule, error) {
+func compileRule(r Rule, shared regexes) (rule, error) {
 	c := rule{action: r.Action, methods: r.Methods}
 	switch {
 	case r.Path != "":
@@ -77,7 +93,7 @@ func compileRule(r Rule) (rule, error) {
 	case r.PathPrefix != "":
 		c.path = pathMatch{kind: matchPrefix, text: r.PathPrefix, loose: looseText(r.PathPrefix)}
 	case r.PathRegex != "":
-		re, err := compileRegex(r.PathRegex)
+		re, err := shared.get(r.PathRegex)
 		if err != nil {
 			return rule{}, err
 		}
@@ -93,7 +109,7 @@ func compileRule(r Rule) (rule, error) {
 		case h.Suffix != "":
 			m.kind, m.text = matchSuffix, h.Suffix
 		case h.Regex != "":
-			re, err := compileRegex(h.Regex)
+			re, err := shared.get(h.Regex)
 			if err != nil {
 				return rule{}, err
 			}
