@@ -1,0 +1,92 @@
+package main
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"time"
+)
+
+// config is what the flags say.
+type config struct {
+	feed, id, state, metrics string
+	drain                    time.Duration
+	level                    slog.Level
+	version                  bool
+}
+
+// parse reads the command line. Help goes to out; errors are one line.
+func parse(args []string, out io.Writer) (config, error) {
+	var cfg config
+	fs := flag.NewFlagSet("mesh-proxy", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&cfg.feed, "feed", "/run/meshd/proxy.sock", "`path` of the agent's feed socket")
+	fs.StringVar(&cfg.id, "id", "", "`name` of this proxy at the agent (default the host name)")
+	fs.StringVar(&cfg.state, "state", "/var/lib/mesh-proxy", "`directory` for the last plan and keys, mode 0700")
+	fs.StringVar(&cfg.metrics, "metrics", "127.0.0.1:7490", "loopback `address` for Prometheus; empty serves none")
+	fs.DurationVar(&cfg.drain, "drain-timeout", 30*time.Second, "how long open connections may go on after SIGTERM")
+	fs.TextVar(&cfg.level, "log-level", slog.LevelInfo, "`level`: debug, info, warn or error; debug tells every decision")
+	fs.BoolVar(&cfg.version, "version", false, "print the version and exit")
+	err := fs.Parse(args)
+	if err == flag.ErrHelp { //nolint:errorlint // Parse returns it as it is
+		fmt.Fprintln(out, "Usage: mesh-proxy [flags]\n\nFlags:")
+		fs.SetOutput(out)
+		fs.PrintDefaults()
+		return config{}, err
+	}
+	if err != nil {
+		return config{}, fmt.Errorf("%w; see mesh-proxy --help", err)
+	}
+	return cfg, cfg.check(fs.Args())
+}
+
+func (c *config) check(rest []string) error {
+	switch {
+	case len(rest) > 0:
+		return fmt.Errorf("unexpected argument %q; see mesh-proxy --help", rest[0])
+	case c.feed == "":
+		return fmt.Errorf("--feed: a path is needed")
+	case c.state == "":
+		return fmt.Errorf("--state: a directory is needed")
+	case c.drain < 0:
+		return fmt.Errorf("--drain-timeout %s: it can't be negative", c.drain)
+	}
+	if c.id == "" {
+		name, _ := os.Hostname() // without one the proxy still has a name
+		c.id = cmp.Or(name, "host")
+	}
+	if c.metrics == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(c.metrics)
+	if err != nil {
+		return fmt.Errorf("--metrics %q: write HOST:PORT", c.metrics)
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+		return fmt.Errorf("--metrics %q: the host must be a loopback address such as 127.0.0.1: metrics are not authenticated", c.metrics)
+	}
+	return nil
+}
+
+// version is that of the module, or of the commit that the binary was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return "devel"
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshd/meshd/proxy/dataplane"
+	"github.com/meshd/meshd/proxy/feed"
+)
+
+// featureLevel is the newest of the cluster's feature levels that this proxy knows.
+const featureLevel = 1
+
+// run serves until ctx ends or the agent says so, then drains. giveUp is called when draining begins, so that a second signal
+// ends the process at once.
+func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	plane, err := dataplane.New(dataplane.Config{Log: log, Registerer: registry})
+	if err != nil {
+		return err
+	}
+	client := feed.NewClient(feed.ClientConfig{
+		Socket: cfg.feed, Proxy: cfg.id, Version: version(), FeatureLevel: featureLevel, Log: log,
+		Cache: feed.NewDiskCache(cfg.state),
+	})
+	// What serves outlives ctx by the drain.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	drain := make(chan struct{})
+	var once sync.Once
+	h := handler{plane: plane, drain: func() { once.Do(func() { close(drain) }) }}
+
+	g, serving := errgroup.WithContext(serving)
+	g.Go(func() error { return plane.Run(serving) })
+	g.Go(func() error { return client.Run(serving, h) })
+	g.Go(func() error { return serveMetrics(serving, cfg.metrics, registry, log) })
+	g.Go(func() error {
+		defer stop()
+		select {
+		case <-ctx.Done():
+		case <-drain:
+		case <-serving.Done(): // something failed
+			return nil
+		}
+		giveUp()
+		log.LogAttrs(serving, slog.LevelInfo, "draining", slog.Duration("timeout", cfg.drain))
+		client.ReportState(feed.Draining)
+		until, cancel := context.WithTimeout(serving, cfg.drain)
+		defer cancel()
+		cut := plane.Drain(until)
+		log.LogAttrs(serving, slog.LevelInfo, "drained", slog.Int("cut", cut))
+		return nil
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("stopped: %w", err)
+	}
+	return nil
+}
+
+// handler runs the plans of the feed on the data plane.
+type handler struct {
+	plane *dataplane.Plane
+	drain func()
+}
+
+// Apply implements feed.Handler.
+func (h handler) Apply(ctx context.Context, u feed.Update) (feed.Result, error) {
+	applied, err := h.plane.Apply(ctx, u.Config, u.Keys, u.Sockets)
+	if err != nil {
+		return feed.Result{}, err
+	}
+	return feed.Result{Closed: uint64(applied.Closed), Open: applied.Open}, nil //nolint:gosec // a count
+}
+
+// SetState implements feed.Handler.
+func (h handler) SetState(to feed.State) {
+	if to == feed.Draining {
+		h.drain()
+	}
+}

@@ -1,0 +1,51 @@
+package dataplane
+
+import (
+	"cmp"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshd/meshd/proxy/http1"
+)
+
+// Config configures a Plane.
+type Config struct {
+	// Log is required. Every decision is told at debug level.
+	Log *slog.Logger
+	// Registerer gets the metrics; required.
+	Registerer prometheus.Registerer
+	Limits     Limits
+}
+
+// Limits bound what peers and applications can make the proxy hold. Zero fields take the defaults.
+type Limits struct {
+	// Connections is how many may be open per listener; 8,000. One more is reset at once.
+	Connections int
+	// Handshakes is how many may run at a time; 512. Others wait for their turn within HandshakeTimeout.
+	Handshakes int
+	// HandshakeTimeout is from accept to the end of the TLS handshake; 5 s.
+	HandshakeTimeout time.Duration
+	// ConnectTimeout is for a connection to an endpoint, its TLS handshake included, or to a local application; 1 s.
+	ConnectTimeout time.Duration
+	// IdleTimeout is how long a TCP session may pass no byte either way, and an HTTP connection may wait for a request; 5 min.
+	IdleTimeout time.Duration
+	// Attempts is how many endpoints are tried for one request or connection, as long as it is safe; 3.
+	Attempts int
+	// Head bounds HTTP heads.
+	Head http1.Limits
+}
+
+func (l Limits) withDefaults() Limits {
+	l.Connections = cmp.Or(l.Connections, 8000)
+	l.Handshakes = cmp.Or(l.Handshakes, 512)
+	l.HandshakeTimeout = cmp.Or(l.HandshakeTimeout, 5*time.Second)
+	l.ConnectTimeout = cmp.Or(l.ConnectTimeout, time.Second)
+	l.IdleTimeout = cmp.Or(l.IdleTimeout, 5*time.Minute)
+	l.Attempts = min(cmp.Or(l.Attempts, 3), maxAttempts)
+	return l
+}
+
+// maxAttempts bounds Limits.Attempts: each request keeps its attempts in an array.
+const maxAttempts = 4

@@ -1,0 +1,251 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/meshd/meshd/proxy/balance"
+	"github.com/meshd/meshd/proxy/http1"
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// headers lets intentions look at a request's fields.
+type headers http1.Fields
+
+// HeaderValue implements intentions.HeaderLookup.
+func (h *headers) HeaderValue(name string, i int) ([]byte, bool) {
+	for f := range *h {
+		if field := &(*h)[f]; equalFold(field.Name, name) {
+			if i == 0 {
+				return field.Value, true
+			}
+			i--
+		}
+	}
+	return nil, false
+}
+
+// equalFold compares ASCII; lower is in lower case already.
+func equalFold(b []byte, lower string) bool {
+	if len(b) != len(lower) {
+		return false
+	}
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		if c != lower[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// ingress answers the requests of other proxies: the local application does, if the policy allows.
+type ingress struct{ p *Plane }
+
+// Handle implements l7.Handler.
+func (h ingress) Handle(ex *l7.Exchange) l7.Response {
+	l, ok := ex.Conn.User.(*link)
+	if !ok {
+		return ex.Fail(&l7.Error{Reason: l7.Internal, Err: errNoLink})
+	}
+	l.begin(ex)
+	ex.Record.User, ex.Record.Rule = l, -1
+	in := h.p.current().inbounds[l.name]
+	if in == nil {
+		return l.attempt.fail(ex, &l7.Error{Reason: l7.NoRoute, Err: errUnknownName})
+	}
+	ex.Record.Destination, ex.Record.Endpoint = in.destination, in.Instance
+	d := l.decide(in, time.Now())
+	ex.Record.Rule = d.Rule
+	h.p.decided(context.Background(), l, in.destination, d)
+	if !d.Allowed {
+		return l.attempt.fail(ex, &l7.Error{Reason: l7.Denied, Detail: string(d.Reason)})
+	}
+	return l.attempt.local(ex, in)
+}
+
+// egress sends the requests of a local application to the mesh.
+type egress struct{ p *Plane }
+
+var errNoLink = errors.New("the connection is not in the table")
+
+// Handle implements l7.Handler.
+func (h egress) Handle(ex *l7.Exchange) l7.Response {
+	l, ok := ex.Conn.User.(*link)
+	if !ok {
+		return ex.Fail(&l7.Error{Reason: l7.Internal, Err: errNoLink})
+	}
+	l.begin(ex)
+	ex.Record.User, ex.Record.Rule = l, -1
+	route := h.p.current().upstreams[l.listener]
+	if route == nil || !route.http || route.source != ex.Conn.Source {
+		// The listener became another one: the connection must, too.
+		l.drain()
+		return l.attempt.fail(ex, &l7.Error{Reason: l7.NoRoute, Detail: "the upstream was changed; connect again"})
+	}
+	ex.Record.Destination = route.destination
+	if route.cluster.Denied != "" {
+		return l.attempt.fail(ex, &l7.Error{Reason: l7.Denied, Detail: route.cluster.Denied})
+	}
+	return l.attempt.remote(ex, route)
+}
+
+// attempt is the response to the exchange that runs on a link. For the mesh it forwards to one endpoint after another while
+// none could be connected to, which is safe: nothing was sent.
+type attempt struct {
+	link  *link
+	ex    *l7.Exchange
+	route *upstreamRoute // nil towards a local application
+	tried [maxAttempts]int
+	n     int
+	state *balance.State
+
+	// mu guards inner, which Cancel may ask for from any goroutine.
+	mu       sync.Mutex
+	inner    l7.Response
+	canceled l7.Reason
+}
+
+// fail answers with an error of our own.
+func (a *attempt) fail(ex *l7.Exchange, err *l7.Error) l7.Response {
+	a.reset(ex, nil)
+	a.set(ex.Fail(err))
+	return a
+}
+
+// local forwards to the application.
+func (a *attempt) local(ex *l7.Exchange, in *inboundRoute) l7.Response {
+	a.reset(ex, nil)
+	a.set(in.app.Forward(ex))
+	return a
+}
+
+// remote forwards to an endpoint of the route.
+func (a *attempt) remote(ex *l7.Exchange, route *upstreamRoute) l7.Response {
+	a.reset(ex, route)
+	if !a.next() {
+		a.set(ex.Fail(&l7.Error{Reason: l7.NoHealthyInstance, Err: errNoEndpoint}))
+	}
+	return a
+}
+
+func (a *attempt) reset(ex *l7.Exchange, route *upstreamRoute) {
+	a.mu.Lock()
+	a.ex, a.route, a.n, a.state, a.inner, a.canceled = ex, route, 0, nil, nil, l7.None
+	a.mu.Unlock()
+}
+
+func (a *attempt) set(r l7.Response) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.inner = r
+	if a.canceled != l7.None {
+		r.Cancel(a.canceled)
+	}
+}
+
+// next forwards to the next endpoint, and reports false if none is left to try.
+func (a *attempt) next() bool {
+	if a.n >= a.link.plane.limits.Attempts {
+		return false
+	}
+	i := a.route.picker.Pick(a.tried[:a.n])
+	if i < 0 {
+		return false
+	}
+	a.tried[a.n] = i
+	a.n++
+	a.state = a.route.states[i]
+	a.state.Begin()
+	a.ex.Record.Endpoint = a.route.endpoints[i].instance
+	a.set(a.route.endpoints[i].pool.Forward(a.ex))
+	return true
+}
+
+// Head implements l7.Response.
+func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
+	for {
+		head, err := a.inner.Head(w)
+		var failure *l7.Error
+		if err == nil || a.route == nil || a.state == nil || !errors.As(err, &failure) || failure.Reason != l7.ConnectFailed {
+			return head, err
+		}
+		p := a.link.plane
+		p.log.LogAttrs(context.Background(), slog.LevelDebug, "endpoint could not be used",
+			slog.String("cluster", a.route.cluster.Name), slog.String("instance", a.ex.Record.Endpoint), slog.Any("error", err))
+		if a.route.picker.Pick(a.tried[:a.n]) < 0 || a.n >= p.limits.Attempts {
+			return head, err
+		}
+		a.release()
+		if !a.next() {
+			a.set(a.ex.Fail(failure))
+		}
+	}
+}
+
+// release lets go of the endpoint that was tried last.
+func (a *attempt) release() {
+	a.mu.Lock()
+	inner := a.inner
+	a.inner = nil
+	a.mu.Unlock()
+	inner.Close()
+	if a.state != nil {
+		a.state.End()
+		a.state = nil
+	}
+}
+
+// Next implements l7.Body.
+func (a *attempt) Next(limit int, w l7.Waker) ([]byte, error) { return a.inner.Next(limit, w) }
+
+// Trailers implements l7.Body.
+func (a *attempt) Trailers() http1.Fields { return a.inner.Trailers() }
+
+// Blocking implements l7.Body.
+func (a *attempt) Blocking() bool { return a.inner.Blocking() }
+
+// Cancel implements l7.Body.
+func (a *attempt) Cancel(r l7.Reason) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.canceled = r
+	if a.inner != nil {
+		a.inner.Cancel(r)
+	}
+}
+
+// Close implements l7.Response.
+func (a *attempt) Close() {
+	a.release()
+	a.link.end()
+}
+
+// record counts a finished exchange.
+func (p *Plane) record(r *l7.Record) {
+	l, ok := r.User.(*link)
+	if !ok {
+		// Refused before the handler was asked: no HTTP as this mesh accepts it.
+		p.metrics.failures.WithLabelValues("", r.Reason.String()).Inc()
+		return
+	}
+	class := r.Status / 100
+	if class < 0 || class >= len(classes) {
+		class = 0
+	}
+	l.edge.requests[class].Inc()
+	l.edge.duration.Observe(r.Duration.Seconds())
+	if r.Reason != l7.None {
+		p.metrics.failures.WithLabelValues(string(l.direction), r.Reason.String()).Inc()
+	}
+	if r.Err != nil && p.log.Enabled(context.Background(), slog.LevelDebug) {
+		p.log.LogAttrs(context.Background(), slog.LevelDebug, "request failed", slog.String("error_id", r.ErrorID),
+			slog.String("source", l.source.String()), slog.String("destination", r.Destination.String()),
+			slog.String("reason", r.Reason.String()), slog.Int("status", r.Status), slog.Any("error", r.Err))
+	}
+}

@@ -1,0 +1,397 @@
+package dataplane_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/dataplane"
+)
+
+// serveHTTP runs an application.
+func serveHTTP(t testing.TB, handle http.HandlerFunc) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: handle}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	t.Cleanup(func() {
+		_ = srv.Close()
+		<-done
+	})
+	return l.Addr().String()
+}
+
+// client returns an HTTP client of its own, without environment proxies.
+func client(t testing.TB) *http.Client {
+	t.Helper()
+	transport := &http.Transport{DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+type answer struct {
+	status int
+	body   string
+	header http.Header
+}
+
+func get(t testing.TB, c *http.Client, method, url, body string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Forwarded-Client-Cert", "URI=spiffe://mesh.example.com/ns/default/svc/admin")
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, url, err)
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("%s %s: body: %v", method, url, err)
+	}
+	return answer{res.StatusCode, string(data), res.Header}
+}
+
+func TestHTTPAllowed(t *testing.T) {
+	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s %s %v", r.Method, r.URL, body, r.Header["X-Forwarded-Client-Cert"])
+	})
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+	c := client(t)
+	for range 3 {
+		got := get(t, c, "POST", "http://"+m.upstream+"/a/b?c=d", "body")
+		if got.status != 200 || !strings.HasPrefix(got.body, "POST /a/b?c=d body [") {
+			t.Fatalf("got %d %q", got.status, got.body)
+		}
+		if strings.Contains(got.body, "svc/admin") || !strings.Contains(got.body, "URI=spiffe://mesh.example.com/ns/default/svc/web") {
+			t.Errorf("the application was shown %q as its caller", got.body)
+		}
+	}
+	for _, h := range []*host{m.a, m.b} {
+		eventually(t, "3 requests are counted", func() bool {
+			return h.metric("mesh_requests_total", "source", "default/web", "destination", "default/api", "class", "2xx") == 3 &&
+				h.metric("mesh_request_duration_seconds") == 3
+		})
+	}
+	if n := m.b.metric("mesh_connections_open", "direction", "inbound"); n != 1 {
+		t.Errorf("%v connections carry the requests, want 1 that is kept", n)
+	}
+}
+
+func TestHTTPRulesAreAskedPerRequest(t *testing.T) {
+	var reached atomic.Int64
+	app := serveHTTP(t, func(http.ResponseWriter, *http.Request) { reached.Add(1) })
+	i := allow()
+	i.Action, i.Rules = "", []intentions.Rule{
+		{Action: intentions.Deny, PathPrefix: "/pub/secret/"},
+		{Action: intentions.Allow, Methods: []string{"GET"}, PathPrefix: "/pub/"},
+		{Action: intentions.Allow, Path: "/team", Headers: []intentions.HeaderMatch{{Name: "x-team", Exact: "batch"}}},
+	}
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: i})
+	tests := []struct {
+		line, header string
+		status       int
+		allowed      bool
+	}{
+		{"GET /pub/x", "", 200, true},
+		{"GET /pub/secret/x", "", 403, false},
+		{"POST /pub/x", "", 403, false},
+		{"GET /pub/../admin", "", 403, false},
+		{"GET /pub/%2e%2e/admin", "", 403, false},
+		{"GET /pub/a%2fb", "", 400, false},
+		{"GET /team", "X-Team: batch\r\n", 200, true},
+		{"GET /team", "X-Team: batch\r\nX-Team: other\r\n", 403, false},
+		{"GET /team", "", 403, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.line, func(t *testing.T) {
+			before := reached.Load()
+			res := raw(t, m.upstream, tt.line+" HTTP/1.1\r\nHost: api\r\n"+tt.header+"\r\n")
+			_ = res.Body.Close()
+			if res.StatusCode != tt.status {
+				t.Errorf("status %d, want %d", res.StatusCode, tt.status)
+			}
+			if tt.status == 403 && (res.Header.Get("mesh-error") != "denied" || res.Header.Get("mesh-error-id") == "") {
+				t.Errorf("a denied response has %v", res.Header)
+			}
+			if got := reached.Load() > before; got != tt.allowed {
+				t.Errorf("reached the application: %v, want %v", got, tt.allowed)
+			}
+		})
+	}
+}
+
+// raw sends bytes as they are and reads one response.
+func raw(t testing.TB, address, request string) *http.Response {
+	t.Helper()
+	c := dial(t, address)
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	return res
+}
+
+func TestHTTPDeniedClusterSaysDenied(t *testing.T) {
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{"127.0.0.1:1"}, intention: allow()})
+	m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "no intention allows web to call api", nil
+	m.a.apply()
+	got := get(t, client(t), "GET", "http://"+m.upstream+"/", "")
+	if got.status != 403 || got.header.Get("mesh-error") != "denied" {
+		t.Errorf("got %d %v", got.status, got.header)
+	}
+}
+
+func TestHTTPErrorsOfOurOwn(t *testing.T) {
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{"127.0.0.1:1"}, intention: allow()})
+	t.Run("the application is down", func(t *testing.T) {
+		got := get(t, client(t), "GET", "http://"+m.upstream+"/", "")
+		if got.status != 503 || got.header.Get("mesh-error") != "connect-failed" {
+			t.Errorf("got %d %v", got.status, got.header)
+		}
+	})
+	t.Run("no instance", func(t *testing.T) {
+		m.a.plan.Clusters[0].Endpoints = nil
+		m.a.apply()
+		got := get(t, client(t), "GET", "http://"+m.upstream+"/", "")
+		if got.status != 503 || got.header.Get("mesh-error") != "no-healthy-instance" {
+			t.Errorf("got %d %v", got.status, got.header)
+		}
+	})
+}
+
+func TestHTTPPassesOverADeadEndpoint(t *testing.T) {
+	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := m.a.plan.Clusters[0].Endpoints[0]
+	dead.Instance, dead.Address = "api-dead", closed.Addr().String()
+	_ = closed.Close()
+	m.a.plan.Clusters[0].Endpoints = append(m.a.plan.Clusters[0].Endpoints, dead)
+	m.a.apply()
+	c := client(t)
+	for range 30 {
+		if got := get(t, c, "POST", "http://"+m.upstream+"/", "body"); got.status != 200 || got.body != "body" {
+			t.Fatalf("got %d %q", got.status, got.body)
+		}
+	}
+}
+
+func TestDenyCutsHTTPKeepAliveAndStreams(t *testing.T) {
+	started := make(chan struct{}, 2)
+	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/stream" {
+			return
+		}
+		_, _ = io.WriteString(w, "first")
+		_ = http.NewResponseController(w).Flush()
+		started <- struct{}{}
+		<-r.Context().Done()
+	})
+	tests := map[string]func(m *mesh) dataplane.Applied{
+		"by policy": func(m *mesh) dataplane.Applied {
+			m.intend(deny())
+			return m.b.apply()
+		},
+		"by denied cluster": func(m *mesh) dataplane.Applied {
+			m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "denied", nil
+			return m.a.apply()
+		},
+		"by a rule that the stream matches": func(m *mesh) dataplane.Applied {
+			i := allow()
+			i.Action, i.Rules = "", []intentions.Rule{{Action: intentions.Allow, Path: "/other"}}
+			m.intend(i)
+			return m.b.apply()
+		},
+	}
+	for name, change := range tests {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+			req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+m.upstream+"/stream", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := client(t).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			<-started
+			if _, err := io.ReadFull(res.Body, make([]byte, 5)); err != nil {
+				t.Fatal(err)
+			}
+			at := time.Now()
+			if got := change(m); got.Closed == 0 {
+				t.Errorf("Apply says that %d were closed", got.Closed)
+			}
+			if rest, err := io.ReadAll(res.Body); err == nil {
+				t.Errorf("the stream ended as if complete, with %q", rest)
+			}
+			if took := time.Since(at); took > 2*time.Second {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+	t.Run("an idle keep-alive connection", func(t *testing.T) {
+		m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+		c := dial(t, m.upstream)
+		br := bufio.NewReader(c)
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		m.intend(deny())
+		m.b.apply()
+		m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "denied", nil
+		m.a.apply()
+		if _, err := br.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the connection is still there: %v", err)
+		}
+		for _, h := range []*host{m.a, m.b} {
+			eventually(t, "no connection is open", func() bool { return h.metric("mesh_connections_open") == 0 })
+		}
+	})
+}
+
+// A thousand requests while both plans change all the time.
+func TestPlanChangesLoseNoRequest(t *testing.T) {
+	var served atomic.Int64
+	handle := func(w http.ResponseWriter, r *http.Request) {
+		served.Add(1)
+		_, _ = io.Copy(w, r.Body)
+	}
+	m := newMesh(t, options{
+		protocol: catalog.ProtocolHTTP, apps: []string{serveHTTP(t, handle), serveHTTP(t, handle)}, intention: allow(),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	changes := make(chan int, 1)
+	go func() {
+		n := 0
+		endpoints := m.a.plan.Clusters[0].Endpoints
+		for ; ctx.Err() == nil; n++ {
+			// Every change takes an endpoint away or brings it back, and renews a leaf now and then.
+			m.a.plan.Clusters[0].Endpoints = slices.Clone(endpoints[:1+n%2])
+			if n%10 == 0 {
+				m.a.keys[0] = m.ca.leaf(t, service("web"), time.Hour)
+				m.b.keys[0] = m.ca.leaf(t, service("api"), time.Hour)
+			}
+			m.a.apply()
+			m.b.apply()
+			pause := time.NewTimer(3 * time.Millisecond)
+			<-pause.C
+		}
+		changes <- n
+	}()
+	const workers, each = 8, 125
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			c := client(t)
+			for i := range each {
+				body := fmt.Sprintf("%d/%d", w, i)
+				req, err := http.NewRequestWithContext(ctx, "POST", "http://"+m.upstream+"/", strings.NewReader(body))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				res, err := c.Do(req)
+				if err != nil {
+					t.Errorf("request %s: %v", body, err)
+					continue
+				}
+				got, err := io.ReadAll(res.Body)
+				_ = res.Body.Close()
+				if err != nil || res.StatusCode != 200 || string(got) != body {
+					t.Errorf("request %s: %d %q, %v", body, res.StatusCode, got, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	cancel()
+	if n := <-changes; n < 10 {
+		t.Errorf("only %d changes of plan happened meanwhile", n)
+	}
+	if n := served.Load(); n != workers*each {
+		t.Errorf("the applications served %d requests, want %d, each once", n, workers*each)
+	}
+}
+
+func TestDrain(t *testing.T) {
+	release := make(chan struct{})
+	started := make(chan struct{}, 1)
+	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			started <- struct{}{}
+			<-release
+		}
+		_, _ = io.WriteString(w, "done")
+	})
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+	idle := client(t)
+	get(t, idle, "GET", "http://"+m.upstream+"/", "")
+	slow := make(chan answer, 1)
+	c := client(t)
+	go func() { slow <- get(t, c, "GET", "http://"+m.upstream+"/slow", "") }()
+	<-started
+	drained := make(chan int, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		drained <- m.a.plane.Drain(ctx)
+	}()
+	eventually(t, "the idle connection is closed", func() bool { return m.a.metric("mesh_connections_open", "direction", "outbound") == 1 })
+	close(release)
+	if got := <-slow; got.status != 200 || got.body != "done" {
+		t.Errorf("the request that ran got %d %q", got.status, got.body)
+	}
+	if cut := <-drained; cut != 0 {
+		t.Errorf("Drain cut %d connections", cut)
+	}
+}
+
+func TestDrainCutsAtItsDeadline(t *testing.T) {
+	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{serveTCP(t, echo)}, intention: allow()})
+	c := dial(t, m.upstream)
+	exchange(t, c, "before")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if cut := m.a.plane.Drain(ctx); cut != 1 {
+		t.Errorf("Drain cut %d connections, want 1", cut)
+	}
+	wantReset(t, c)
+}

@@ -1,0 +1,150 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// serveMesh serves one connection from another proxy. The order is the point: identity, table, policy.
+func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
+	conn, id, begun, err := p.handshake(ctx, nc)
+	if err != nil {
+		reason := handshakeReason(err)
+		p.metrics.handshakes.WithLabelValues(string(reason)).Inc()
+		p.log.LogAttrs(ctx, slog.LevelDebug, "handshake failed", slog.String("peer", nc.RemoteAddr().String()),
+			slog.String("reason", string(reason)), slog.Any("error", err))
+		_ = nc.Close()
+		return
+	}
+	cs := conn.ConnectionState()
+	l := p.newLink(inbound)
+	l.name, l.source = cs.ServerName, id
+	var own *ca.Leaf
+	if in := begun.inbounds[cs.ServerName]; in != nil {
+		own = in.leaf
+	}
+	l.peer = newProof(cs, own, x509.ExtKeyUsageClientAuth)
+	l.hold(0, conn)
+	p.links.add(l)
+	defer p.links.remove(l)
+
+	in, isHTTP, reason := p.admit(ctx, l, begun, cs.NegotiatedProtocol)
+	if reason != "" {
+		p.refuse(ctx, l, reason)
+		reset(conn)
+		return
+	}
+	if isHTTP {
+		p.serveHTTP(ctx, l, p.ingress, conn, l7.ConnInfo{
+			Source: id, ForwardedClientCert: l7.ForwardedClientCert(in.Service, id), Scheme: "http", User: l,
+		})
+		return
+	}
+	dialCtx, cancel := context.WithTimeout(ctx, p.limits.ConnectTimeout)
+	app, err := p.dialTCP(dialCtx, in.Local)
+	cancel()
+	if err != nil {
+		p.log.LogAttrs(ctx, slog.LevelDebug, "application did not accept", slog.String("address", in.Local), slog.Any("error", err))
+		p.refuse(ctx, l, ReasonConnect)
+		reset(conn)
+		return
+	}
+	if !l.hold(1, app) {
+		reset(app)
+	}
+	p.splice(l, conn, app)
+}
+
+// handshake proves who the peer is. It returns the snapshot that was in force when it began, too.
+func (p *Plane) handshake(ctx context.Context, nc *net.TCPConn) (*tls.Conn, spiffe.ID, *snapshot, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
+	defer cancel()
+	select {
+	case p.handshakes <- struct{}{}:
+		defer func() { <-p.handshakes }()
+	case <-ctx.Done():
+		return nil, spiffe.ID{}, nil, ctx.Err()
+	}
+	s := p.current()
+	conn := tls.Server(nc, p.serverTLS)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, spiffe.ID{}, nil, err
+	}
+	id, err := ca.PeerID(conn.ConnectionState())
+	return conn, id, s, err
+}
+
+// admit decides about a connection that is in the table. It decides again while plans change under it.
+func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string) (in *inboundRoute, isHTTP bool, reason Reason) {
+	for {
+		s := p.current()
+		in = s.inbounds[l.name]
+		if in == nil {
+			return nil, false, ReasonUnknownName
+		}
+		if p.draining.Load() {
+			return nil, false, ReasonDraining
+		}
+		var ok bool
+		if isHTTP, ok = in.http(alpn); !ok {
+			return nil, false, ReasonProtocol
+		}
+		if s != begun { // the roots that the handshake trusted may be gone
+			if reason := l.peer.review(time.Now(), s, map[string]error{}); reason != "" {
+				return nil, false, reason
+			}
+		}
+		// HTTP is decided per request, which can be answered with the reason.
+		if !isHTTP {
+			d := in.policy.Decide(intentions.Request{
+				Source: l.source, Destination: in.destination, Port: in.Port, Now: time.Now(),
+			})
+			p.decided(ctx, l, in.destination, d)
+			if !d.Allowed {
+				return nil, false, ReasonDenied
+			}
+		}
+		l.mu.Lock()
+		l.admitted, l.web = true, isHTTP
+		l.mu.Unlock()
+		if s == p.current() {
+			l.edge = p.metrics.edge(edgeKey{direction: inbound, source: l.source, destination: in.destination})
+			return in, isHTTP, ""
+		}
+	}
+}
+
+// decided counts a decision and tells of it.
+func (p *Plane) decided(ctx context.Context, l *link, to catalog.Name, d intentions.Decision) {
+	p.metrics.decided(d)
+	if !p.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	p.log.LogAttrs(ctx, slog.LevelDebug, "intention decided", slog.String("source", l.source.String()),
+		slog.String("destination", to.String()), slog.Bool("allowed", d.Allowed), slog.String("reason", string(d.Reason)),
+		slog.String("intention", d.Key.String()), slog.Int("rule", d.Rule))
+}
+
+// refuse counts a connection that carried nothing.
+func (p *Plane) refuse(ctx context.Context, l *link, reason Reason) {
+	p.metrics.refused.WithLabelValues(string(l.direction), string(reason)).Inc()
+	p.log.LogAttrs(ctx, slog.LevelDebug, "connection refused", slog.String("direction", string(l.direction)),
+		slog.String("source", l.source.String()), slog.String("name", l.name), slog.String("listener", l.listener),
+		slog.String("reason", string(reason)))
+}
+
+func (p *Plane) logCut(l *link, reason Reason) {
+	p.log.LogAttrs(context.Background(), slog.LevelInfo, "connection cut", slog.String("direction", string(l.direction)),
+		slog.String("source", l.source.String()), slog.String("name", l.name), slog.String("listener", l.listener),
+		slog.String("reason", string(reason)), slog.Duration("age", time.Since(l.started)))
+}

@@ -1,0 +1,255 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/proxy"
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// sweepInterval is how often live connections are looked at for what no plan announces: expiry of intentions and certificates,
+// and idleness.
+const sweepInterval = time.Second
+
+// ErrStopped is returned by Apply once Run has ended.
+var ErrStopped = errors.New("the data plane has stopped")
+
+// Plane is the data plane of one process. Its methods are safe for concurrent use.
+type Plane struct {
+	log     *slog.Logger
+	limits  Limits
+	metrics *metrics
+
+	snap       atomic.Pointer[snapshot]
+	appliedAt  atomic.Int64 // unix nanoseconds, 0 before the first plan
+	links      table
+	dialed     dialedSet
+	serverTLS  *tls.Config
+	handshakes chan struct{}
+	egress     *l7.Server
+	ingress    *l7.Server
+
+	// mu is held by Apply, Drain, and the start and end of Run; never on the path of a connection.
+	mu        sync.Mutex
+	listeners map[string]*listener
+	spawn     func(*listener) // accepts from it; nil while Run does not run
+	stopped   bool
+	draining  atomic.Bool
+	tasks     sync.WaitGroup
+}
+
+// Applied tells what a plan did.
+type Applied struct {
+	// Closed is how many live connections and streams it cut.
+	Closed int
+	// Open is how many connections are open.
+	Open int
+}
+
+// New returns a Plane without a plan: it listens nowhere and lets nothing in. An error means that metrics of these names are
+// registered already.
+func New(cfg Config) (*Plane, error) {
+	p := &Plane{log: cfg.Log, limits: cfg.Limits.withDefaults(), listeners: map[string]*listener{}}
+	m, err := newMetrics(cfg.Registerer, p.planAge)
+	if err != nil {
+		return nil, err
+	}
+	p.metrics = m
+	p.handshakes = make(chan struct{}, p.limits.Handshakes)
+	p.links.init(m.open.WithLabelValues(string(inbound)), m.open.WithLabelValues(string(outbound)))
+	p.snap.Store(&snapshot{})
+	p.serverTLS = ca.ServerConfig(ca.ServerOptions{
+		Leaf:   p.inboundCertificate,
+		Bundle: p.bundle,
+		// Who may call what is for the intentions to say, after the connection is in the table.
+		Accept: ca.AcceptAny,
+		ALPN:   []string{alpnHTTP1, alpnTCP},
+	})
+	shared := l7.ServerConfig{
+		Sink: p.record, Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
+	}
+	shared.Handler = egress{p}
+	p.egress = l7.NewServer(shared)
+	shared.Handler = ingress{p}
+	p.ingress = l7.NewServer(shared)
+	return p, nil
+}
+
+func (p *Plane) current() *snapshot { return p.snap.Load() }
+
+func (p *Plane) bundle() ca.Bundle { return p.current().config.Bundle }
+
+// inboundCertificate picks the certificate of a handshake on a mesh listener.
+func (p *Plane) inboundCertificate(serverName string) (*tls.Certificate, error) {
+	s := p.current()
+	in := s.inbounds[serverName]
+	if in == nil {
+		return nil, errUnknownName
+	}
+	return s.certificate(in.Service)
+}
+
+func (p *Plane) planAge() float64 {
+	at := p.appliedAt.Load()
+	if at == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, at)).Seconds()
+}
+
+// Apply puts a plan in force, whole, or refuses it with an error and changes nothing. keys are all identities that the process
+// can prove; sockets are the listening sockets at hand by listener name, which it duplicates. When it returns, new connections
+// and requests are decided by the plan, and live ones that it denies are cut. A listener without a socket waits for one; a
+// listener that the plan lost is closed, and its connections go on unless they are denied.
+func (p *Plane) Apply(ctx context.Context, plan proxy.Config, keys []*ca.Leaf, sockets map[string]*os.File) (Applied, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return Applied{}, ErrStopped
+	}
+	before := p.current()
+	next, err := p.compile(plan, keys, before)
+	if err != nil {
+		return Applied{}, err
+	}
+	now := time.Now()
+	p.snap.Store(next)
+	p.appliedAt.Store(now.UnixNano())
+	p.metrics.planApplied(plan.Position.Revision, now, next.leaves)
+	closed := p.review(now, next, !before.config.Bundle.Equal(plan.Bundle))
+	before.retire(next)
+	p.listen(ctx, plan.Listeners, sockets)
+	open := p.links.len()
+	p.log.LogAttrs(ctx, slog.LevelInfo, "plan applied", slog.String("position", plan.Position.String()),
+		slog.Int("closed", closed), slog.Int("open", open))
+	return Applied{Closed: closed, Open: open}, nil
+}
+
+// Run serves what Apply puts in force, before or after. It blocks until ctx ends, then closes what is left, waits for its
+// goroutines, and returns nil. Call it once.
+func (p *Plane) Run(ctx context.Context) error {
+	p.mu.Lock()
+	p.spawn = func(l *listener) { p.tasks.Go(func() { p.accept(ctx, l) }) }
+	for _, l := range p.listeners {
+		p.spawn(l)
+	}
+	p.mu.Unlock()
+
+	ticker := time.NewTicker(sweepInterval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case now := <-ticker.C:
+			p.review(now, p.current(), false)
+			p.renew(ctx, now)
+		}
+	}
+	p.mu.Lock()
+	p.stopped, p.spawn = true, nil
+	p.draining.Store(true)
+	p.closeListeners()
+	p.mu.Unlock()
+	for l := range p.links.all() {
+		l.abort(ReasonDraining)
+	}
+	p.dialed.closeAll()
+	p.tasks.Wait()
+	p.current().retire(&snapshot{})
+	p.dialed.closeAll()
+	return nil
+}
+
+// renew replaces the pools whose peers' certificates end soon, under the same plan.
+func (p *Plane) renew(ctx context.Context, now time.Time) {
+	if !p.current().stale(now) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.current()
+	next, err := p.compile(before.config, slices.Collect(maps.Values(before.leaves)), before)
+	if err != nil { // it was compiled before
+		p.log.LogAttrs(ctx, slog.LevelError, "connections could not be renewed", slog.Any("error", err))
+		return
+	}
+	p.snap.Store(next)
+	p.review(now, next, false)
+	before.retire(next)
+}
+
+// Drain stops accepting, closes idle HTTP connections, ends busy ones after their response, and waits until every connection
+// is gone or ctx ends; then it cuts the rest, and returns how many those were. Plans are enforced all the while. Afterwards
+// end the context of Run.
+func (p *Plane) Drain(ctx context.Context) int {
+	p.mu.Lock()
+	p.draining.Store(true)
+	p.closeListeners()
+	p.mu.Unlock()
+	for l := range p.links.all() {
+		l.drain()
+	}
+	select {
+	case <-p.links.empty():
+		return 0
+	case <-ctx.Done():
+	}
+	cut := 0
+	for l := range p.links.all() {
+		if l.abort(ReasonDraining) {
+			cut++
+		}
+	}
+	if cut > 0 {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "drain ended, connections were cut", slog.Int("cut", cut))
+	}
+	return cut
+}
+
+// review looks at every live connection under a snapshot and returns how many it cut.
+func (p *Plane) review(now time.Time, s *snapshot, bundleChanged bool) int {
+	cut := 0
+	verdicts := map[string]error{}
+	for l := range p.links.all() {
+		reason := l.review(now, s)
+		if reason == "" && bundleChanged {
+			reason = l.peer.review(now, s, verdicts)
+		}
+		if reason != "" && l.abort(reason) {
+			cut++
+		}
+	}
+	p.dialed.review(now, s, bundleChanged, verdicts)
+	return cut
+}
+
+// dialTCP connects to a local application.
+func (p *Plane) dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {
+	d := net.Dialer{KeepAliveConfig: keepAlive()}
+	nc, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	tc, ok := nc.(*net.TCPConn)
+	if !ok {
+		_ = nc.Close()
+		return nil, errors.New("connect to " + address + ": not TCP")
+	}
+	return tc, nil
+}
+
+// keepAlive finds a dead peer within 25 s (a half-open connection must be gone after 30 s).
+func keepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
+}

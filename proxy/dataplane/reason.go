@@ -1,0 +1,90 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/spiffe"
+)
+
+// Reason says why a connection was refused or cut. The texts are label values of mesh_connections_refused_total and
+// mesh_connections_cut_total, so an existing one never changes its meaning.
+type Reason string
+
+// The reasons.
+const (
+	ReasonDenied           Reason = "denied"              // an intention denies, or none allows
+	ReasonPolicyChanged    Reason = "policy-changed"      // it was allowed, and the plan in force now denies it
+	ReasonRemoved          Reason = "removed"             // the plan has no such instance or listener any more
+	ReasonUnknownName      Reason = "unknown-name"        // the server name picks no local instance
+	ReasonProtocol         Reason = "protocol-mismatch"   // both proxies do not agree on what the port speaks
+	ReasonOverload         Reason = "overload"            // a limit is reached
+	ReasonDraining         Reason = "draining"            // the process is about to exit
+	ReasonIdle             Reason = "idle"                // no byte for too long
+	ReasonExpired          Reason = "certificate-expired" // a certificate of the connection ran out
+	ReasonUntrusted        Reason = "untrusted"           // the peer's roots were removed from the bundle
+	ReasonNoInstance       Reason = "no-healthy-instance" // nothing to connect to
+	ReasonConnect          Reason = "connect-failed"      // every instance that was tried refused or was silent
+	ReasonHandshakeTimeout Reason = "timeout"             // the handshake took too long
+	ReasonPlaintext        Reason = "plaintext"           // the first bytes were no TLS
+	ReasonNoCertificate    Reason = "no-certificate"      // the peer presented none, or one without a usable identity
+	ReasonNoLeaf           Reason = "no-leaf"             // the proxy has no valid certificate for its own side
+	ReasonClosed           Reason = "closed"              // the peer went away in the handshake
+	ReasonOther            Reason = "other"
+)
+
+// errUnknownName is what the mesh listener answers a server name with that picks no instance.
+var errUnknownName = errors.New("no instance on this host has this server name")
+
+// handshakeReason sorts the error of a handshake.
+func handshakeReason(err error) Reason {
+	var record tls.RecordHeaderError
+	var network net.Error
+	switch {
+	case errors.Is(err, errUnknownName):
+		return ReasonUnknownName
+	case errors.As(err, &record):
+		return ReasonPlaintext
+	case errors.Is(err, ca.ErrNoLeaf):
+		return ReasonNoLeaf
+	case errors.Is(err, ca.ErrUnknownTrustDomain), errors.Is(err, ca.ErrUntrusted), errors.Is(err, ca.ErrUsage),
+		errors.Is(err, ca.ErrPeerChain), errors.Is(err, ca.ErrUnexpectedPeer):
+		return ReasonUntrusted
+	case errors.Is(err, ca.ErrExpired), errors.Is(err, ca.ErrNotYetValid):
+		return ReasonExpired
+	case errors.Is(err, ca.ErrNoCertificate), errors.Is(err, spiffe.ErrCertificate):
+		return ReasonNoCertificate
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.As(err, &network) && network.Timeout():
+		return ReasonHandshakeTimeout
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return ReasonClosed
+	default:
+		return alertReason(err)
+	}
+}
+
+// alertReason sorts the errors for which crypto/tls has no exported type but its alerts.
+func alertReason(err error) Reason {
+	var alert tls.AlertError
+	switch {
+	case !errors.As(err, &alert):
+		// "tls: client didn't provide a certificate" has no type of its own.
+		if err.Error() == "tls: client didn't provide a certificate" {
+			return ReasonNoCertificate
+		}
+		return ReasonOther
+	case alert == alertNoApplicationProtocol:
+		return ReasonProtocol
+	default:
+		return ReasonOther
+	}
+}
+
+// alertNoApplicationProtocol is the alert of RFC 7301, section 3.2.
+const alertNoApplicationProtocol = 120

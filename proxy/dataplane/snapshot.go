@@ -1,0 +1,274 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"reflect"
+	"sync/atomic"
+	"time"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy"
+	"github.com/meshd/meshd/proxy/balance"
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// The application protocols between proxies (ALPN): the far side detects nothing.
+const (
+	alpnTCP   = "mesh-tcp"
+	alpnHTTP1 = "http/1.1"
+)
+
+// snapshot is a plan made ready to run. It is immutable; what it points to and that changes (pools, states) is shared with the
+// snapshots before and after it.
+type snapshot struct {
+	config    proxy.Config
+	leaves    map[spiffe.ID]*ca.Leaf
+	inbounds  map[string]*inboundRoute  // by server name
+	upstreams map[string]*upstreamRoute // by listener
+	denied    map[string]string         // by cluster: why, for the clusters that are denied
+	policies  map[catalog.Name]policy   // of local services
+	endpoints map[endpointKey]*endpoint // in use by upstreams
+	apps      map[string]*l7.Pool       // by address of the local application
+	states    balance.Registry          // of endpoints
+}
+
+type policy struct {
+	spec     proxy.Policy
+	compiled *intentions.Policy // nil denies
+}
+
+// inboundRoute is one port of one local instance.
+type inboundRoute struct {
+	proxy.Inbound
+	destination catalog.Name
+	policy      *intentions.Policy
+	app         *l7.Pool
+	leaf        *ca.Leaf // nil if there is none
+}
+
+// http reports whether connections with the ALPN are HTTP, and whether the port takes the ALPN at all. A caller must not get
+// around the rules and headers of an HTTP port by calling it TCP.
+func (in *inboundRoute) http(alpn string) (isHTTP, ok bool) {
+	switch in.Protocol.OrAuto() {
+	case catalog.ProtocolHTTP:
+		return true, alpn == alpnHTTP1
+	case catalog.ProtocolAuto:
+		return alpn == alpnHTTP1, alpn == alpnHTTP1 || alpn == alpnTCP
+	default:
+		return false, alpn == alpnTCP
+	}
+}
+
+// upstreamRoute is where the connections of one upstream listener go.
+type upstreamRoute struct {
+	source      spiffe.ID
+	cluster     proxy.Cluster
+	destination catalog.Name
+	http        bool
+	picker      balance.Picker
+	endpoints   []*endpoint
+	states      []*balance.State
+}
+
+// endpointKey names all that a connection to an endpoint depends on. Where none of it changes with a plan, connections stay.
+type endpointKey struct {
+	balance.Key
+	address, serverName, alpn string
+	service, source           spiffe.ID
+	serial                    string  // of our certificate: a renewed one gets connections of its own
+	roots                     ca.Hash // of the peer's trust domain
+}
+
+// endpoint is one instance of a destination, seen by one local service.
+type endpoint struct {
+	instance, address, alpn string
+	tls                     *tls.Config
+	pool                    *l7.Pool // for HTTP
+	made                    time.Time
+	// expires is the earliest end of a peer's certificate in the pool, in unix seconds; 0 while there was none.
+	expires atomic.Int64
+}
+
+// compile makes a plan ready, with everything from the snapshot before that it leaves alone.
+func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (*snapshot, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("plan %s: %w", cfg.Position, err)
+	}
+	s := &snapshot{
+		config:    cfg,
+		leaves:    make(map[spiffe.ID]*ca.Leaf, len(leaves)),
+		inbounds:  make(map[string]*inboundRoute, len(cfg.Inbounds)),
+		upstreams: make(map[string]*upstreamRoute, len(cfg.Listeners)),
+		denied:    map[string]string{},
+		policies:  make(map[catalog.Name]policy, len(cfg.Policies)),
+		endpoints: map[endpointKey]*endpoint{},
+		apps:      map[string]*l7.Pool{},
+	}
+	for _, leaf := range leaves {
+		s.leaves[leaf.ID()] = leaf
+	}
+	for _, spec := range cfg.Policies {
+		compiled := before.policies[spec.Service].compiled
+		if before.config.TrustDomain != cfg.TrustDomain || !reflect.DeepEqual(before.policies[spec.Service].spec, spec) {
+			var err error
+			if compiled, err = spec.Compile(cfg.TrustDomain); err != nil {
+				return nil, fmt.Errorf("plan %s: %w", cfg.Position, err)
+			}
+		}
+		s.policies[spec.Service] = policy{spec: spec, compiled: compiled}
+	}
+	for _, in := range cfg.Inbounds {
+		s.inbounds[in.ServerName] = p.compileInbound(s, before, in)
+	}
+	if err := p.compileUpstreams(s, before); err != nil {
+		return nil, fmt.Errorf("plan %s: %w", cfg.Position, err)
+	}
+	return s, nil
+}
+
+func (p *Plane) compileInbound(s, before *snapshot, in proxy.Inbound) *inboundRoute {
+	name := catalog.Name{Namespace: in.Service.Namespace, Name: in.Service.Name}
+	app := s.apps[in.Local]
+	if app == nil {
+		app = before.apps[in.Local]
+	}
+	if app == nil {
+		address := in.Local
+		app = l7.NewPool(l7.PoolConfig{
+			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) },
+			ConnectTimeout: p.limits.ConnectTimeout,
+			Limits:         p.limits.Head,
+		})
+	}
+	s.apps[in.Local] = app
+	return &inboundRoute{
+		Inbound: in, destination: name, policy: s.policies[name].compiled, app: app, leaf: s.leaves[in.Service],
+	}
+}
+
+func (p *Plane) compileUpstreams(s, before *snapshot) error {
+	clusters := make(map[string]proxy.Cluster, len(s.config.Clusters))
+	var keys []balance.Key
+	for _, cl := range s.config.Clusters {
+		clusters[cl.Name] = cl
+		if cl.Denied != "" {
+			s.denied[cl.Name] = cl.Denied
+		}
+		for _, ep := range cl.Endpoints {
+			keys = append(keys, s.stateKey(cl, ep))
+		}
+	}
+	s.states = before.states.Next(keys)
+	for _, l := range s.config.Listeners {
+		if l.Kind != proxy.ListenUpstream {
+			continue
+		}
+		route, err := p.compileUpstream(s, before, l, clusters[l.Cluster])
+		if err != nil {
+			return fmt.Errorf("listener %s: %w", l.Name, err)
+		}
+		s.upstreams[l.Name] = route
+	}
+	return nil
+}
+
+func (s *snapshot) stateKey(cl proxy.Cluster, ep proxy.Endpoint) balance.Key {
+	return balance.Key{Generation: s.config.Position.Generation, Cluster: cl.Name, Node: ep.Node, Instance: ep.Instance}
+}
+
+func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.Cluster) (*upstreamRoute, error) {
+	route := &upstreamRoute{
+		source: l.Source, cluster: cl,
+		destination: catalog.Name{Namespace: cl.Service.Namespace, Name: cl.Service.Name},
+		http:        cl.Protocol == catalog.ProtocolHTTP,
+	}
+	alpn, serial := alpnTCP, ""
+	if route.http {
+		alpn = alpnHTTP1
+	}
+	if leaf := s.leaves[l.Source]; leaf != nil {
+		serial = leaf.Chain()[0].SerialNumber.String()
+	}
+	candidates := make([]balance.Candidate, 0, len(cl.Endpoints))
+	for _, ep := range cl.Endpoints {
+		key := endpointKey{
+			Key: s.stateKey(cl, ep), address: ep.Address, serverName: ep.ServerName, alpn: alpn,
+			service: cl.Service, source: l.Source, serial: serial, roots: s.config.Bundle.Hash(cl.Service.TrustDomain),
+		}
+		e := s.endpoints[key]
+		if e == nil {
+			e = before.endpoints[key]
+		}
+		if e == nil || e.stale(time.Now()) {
+			e = p.newEndpoint(key, ep.Instance)
+		}
+		s.endpoints[key] = e
+		state := s.states.State(key.Key)
+		route.endpoints, route.states = append(route.endpoints, e), append(route.states, state)
+		candidates = append(candidates, balance.Candidate{State: state, Tier: ep.Tier})
+	}
+	var err error
+	route.picker, err = balance.New("", candidates)
+	return route, err
+}
+
+func (p *Plane) newEndpoint(key endpointKey, instance string) *endpoint {
+	source := key.source
+	e := &endpoint{
+		instance: instance, address: key.address, alpn: key.alpn, made: time.Now(),
+		tls: ca.ClientConfig(ca.ClientOptions{
+			Leaf:       func() (*tls.Certificate, error) { return p.current().certificate(source) },
+			Bundle:     p.bundle,
+			Accept:     ca.Expect(key.service),
+			ServerName: key.serverName,
+			ALPN:       []string{key.alpn},
+		}),
+	}
+	if key.alpn == alpnHTTP1 {
+		e.pool = l7.NewPool(l7.PoolConfig{
+			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialMesh(ctx, e) },
+			ConnectTimeout: p.limits.ConnectTimeout,
+			Limits:         p.limits.Head,
+		})
+	}
+	return e
+}
+
+// certificate returns the newest leaf of a local service for a handshake.
+func (s *snapshot) certificate(id spiffe.ID) (*tls.Certificate, error) {
+	leaf := s.leaves[id]
+	if leaf == nil {
+		return nil, fmt.Errorf("%w: of %s", ca.ErrNoLeaf, id)
+	}
+	return leaf.TLS(), nil
+}
+
+// stale reports whether a pool should be replaced although the plan is the same.
+func (s *snapshot) stale(now time.Time) bool {
+	for _, e := range s.endpoints {
+		if e.stale(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// retire closes the idle connections of pools that the next snapshot does not have. Requests that run on them end in peace.
+func (s *snapshot) retire(next *snapshot) {
+	for key, e := range s.endpoints {
+		if next.endpoints[key] != e && e.pool != nil {
+			e.pool.CloseIdle()
+		}
+	}
+	for address, pool := range s.apps {
+		if next.apps[address] != pool {
+			pool.CloseIdle()
+		}
+	}
+}

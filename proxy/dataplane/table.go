@@ -1,0 +1,71 @@
+package dataplane
+
+import (
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// table holds every live connection, from before its policy is asked until after its last byte. A lock is taken when a
+// connection starts and ends, not per request.
+type table struct {
+	mu      sync.Mutex
+	links   map[*link]struct{}
+	waiters []chan struct{}
+	open    map[direction]prometheus.Gauge
+}
+
+func (t *table) init(in, out prometheus.Gauge) {
+	t.links = map[*link]struct{}{}
+	t.open = map[direction]prometheus.Gauge{inbound: in, outbound: out}
+}
+
+func (t *table) add(l *link) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.links[l] = struct{}{}
+	t.open[l.direction].Inc()
+}
+
+func (t *table) remove(l *link) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.links, l)
+	t.open[l.direction].Dec()
+	if len(t.links) == 0 {
+		for _, w := range t.waiters {
+			close(w)
+		}
+		t.waiters = nil
+	}
+}
+
+func (t *table) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.links)
+}
+
+// all yields the connections that are live at the call. The lock is not held while they are looked at.
+func (t *table) all() iter.Seq[*link] {
+	t.mu.Lock()
+	links := slices.Collect(maps.Keys(t.links))
+	t.mu.Unlock()
+	return slices.Values(links)
+}
+
+// empty returns a channel that is closed once no connection is live.
+func (t *table) empty() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := make(chan struct{})
+	if len(t.links) == 0 {
+		close(w)
+	} else {
+		t.waiters = append(t.waiters, w)
+	}
+	return w
+}

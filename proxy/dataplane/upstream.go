@@ -1,0 +1,127 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// errNoEndpoint is that nothing is left to connect to.
+var errNoEndpoint = errors.New("no instance is left to try")
+
+// serveUpstream serves one connection of a local application.
+func (p *Plane) serveUpstream(ctx context.Context, nc *net.TCPConn, name string) {
+	l := p.newLink(outbound)
+	l.listener = name
+	l.hold(0, nc)
+	p.links.add(l)
+	defer p.links.remove(l)
+
+	route, reason := p.route(l)
+	if reason != "" {
+		p.refuse(ctx, l, reason)
+		reset(nc)
+		return
+	}
+	if route.http {
+		p.serveHTTP(ctx, l, p.egress, nc, l7.ConnInfo{Source: route.source, User: l})
+		return
+	}
+	server, done, reason := p.connect(ctx, l, route)
+	if reason != "" {
+		p.refuse(ctx, l, reason)
+		reset(nc)
+		return
+	}
+	defer done()
+	if !l.hold(1, server) {
+		reset(server)
+	}
+	p.splice(l, nc, server)
+}
+
+// route finds where a connection that is in the table goes, and refuses the denied. HTTP is refused per request.
+func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
+	for {
+		s := p.current()
+		route := s.upstreams[l.listener]
+		switch {
+		case route == nil:
+			return nil, ReasonRemoved
+		case p.draining.Load():
+			return nil, ReasonDraining
+		}
+		l.mu.Lock()
+		l.source, l.cluster = route.source, route.cluster.Name
+		l.mu.Unlock()
+		if s != p.current() {
+			continue
+		}
+		if route.cluster.Denied != "" && !route.http {
+			return nil, ReasonDenied
+		}
+		l.edge = p.metrics.edge(edgeKey{direction: outbound, source: route.source, destination: route.destination})
+		return route, ""
+	}
+}
+
+// connect opens the far side of a TCP session, and tries further endpoints as long as none took it: nothing was sent yet. done
+// must be called when the session is over.
+func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (server net.Conn, done func(), reason Reason) {
+	var tried [maxAttempts]int
+	reason = ReasonNoInstance
+	for n := range p.limits.Attempts {
+		i := route.picker.Pick(tried[:n])
+		if i < 0 {
+			break
+		}
+		tried[n] = i
+		e, state := route.endpoints[i], route.states[i]
+		state.Begin()
+		dialCtx, cancel := context.WithTimeout(ctx, p.limits.ConnectTimeout)
+		conn, err := p.dialMesh(dialCtx, e)
+		cancel()
+		if err == nil {
+			l.adopt(conn)
+			return conn, state.End, ""
+		}
+		state.End()
+		reason = ReasonConnect
+		p.log.LogAttrs(ctx, slog.LevelDebug, "endpoint could not be used", slog.String("cluster", route.cluster.Name),
+			slog.String("instance", e.instance), slog.Any("error", err))
+	}
+	return nil, nil, reason
+}
+
+// adopt takes over the proof of the connection that a TCP session uses.
+func (l *link) adopt(conn interface{ NetConn() net.Conn }) {
+	if d, ok := conn.NetConn().(*dialedConn); ok {
+		l.mu.Lock()
+		l.peer = d.proof
+		l.mu.Unlock()
+	}
+}
+
+// serveHTTP serves a connection's requests until it ends.
+func (p *Plane) serveHTTP(ctx context.Context, l *link, server *l7.Server, nc net.Conn, info l7.ConnInfo) {
+	conn := server.NewConn(nc, info)
+	l.mu.Lock()
+	l.http = conn
+	cut, drained := l.cut, l.drained || p.draining.Load()
+	l.mu.Unlock()
+	if cut {
+		conn.Abort(l7.PolicyChanged)
+	}
+	if drained {
+		conn.Drain()
+	}
+	started := time.Now()
+	if err := conn.Serve(ctx); err != nil && p.log.Enabled(ctx, slog.LevelDebug) {
+		p.log.LogAttrs(ctx, slog.LevelDebug, "HTTP connection broke", slog.String("source", l.source.String()),
+			slog.Duration("age", time.Since(started)), slog.Any("error", err))
+	}
+}
