@@ -70,8 +70,8 @@ type Body interface {
 	// Next returns the next bytes, at least one and at most max, as a view
 	// that is valid until the next call of Next or Close. Asking again is what
 	// grants credit for the bytes returned before. io.EOF means that the body
-	// is complete, and may come with the last bytes; any other error but
-	// ErrPending is an *Error, and final.
+	// is complete, and may come with the last bytes; it is never wrapped. Any
+	// other error but ErrPending is an *Error, and final.
 	//
 	// With a nil Waker it blocks until there is something. Otherwise it never
 	// blocks: it returns ErrPending, and wakes w later unless Blocking.

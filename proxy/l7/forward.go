@@ -3,7 +3,6 @@ package l7
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -126,7 +125,7 @@ func (f *forward) connect(kept bool) error {
 	}
 	u, err := f.dial()
 	if err != nil {
-		return &Error{Reason: ConnectFailed, Err: err}
+		return &Error{Reason: ConnectFailed, Err: unexpected(err)}
 	}
 	if err := f.use(u, false); err != nil {
 		return err
@@ -192,7 +191,7 @@ func (f *forward) send() {
 	f.unsent = false
 	view, err := body.Next(bufferSize, noWait{})
 	switch {
-	case errors.Is(err, io.EOF):
+	case ended(err):
 		f.whole = w.send(head, view, true, body.Trailers()) == nil
 		return
 	case errors.Is(err, ErrPending):
@@ -329,7 +328,7 @@ func (f *forward) Next(limit int, w Waker) ([]byte, error) {
 		return nil, f.failed
 	}
 	view, err := f.src.next(limit, w)
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, ErrPending) {
+	if err == nil || ended(err) || errors.Is(err, ErrPending) {
 		return view, err
 	}
 	return nil, f.fail(err)
@@ -397,7 +396,7 @@ func (f *forward) runPump() {
 	tunnel := f.ex.Upgrade != ""
 	for {
 		view, err := body.Next(largeSize, nil)
-		last := errors.Is(err, io.EOF)
+		last := ended(err)
 		if err != nil && !last {
 			f.Cancel(asError(err).Reason)
 			return

@@ -30,6 +30,7 @@ type record struct {
 	ErrorID                 string
 	In, Out                 int64
 	Retried                 bool
+	Cause                   string
 }
 
 // proxy is a listener in front of one pool.
@@ -132,7 +133,7 @@ func (p *proxy) sink(r *l7.Record) {
 	select {
 	case p.told <- record{
 		string(r.Method), string(r.Authority), string(r.Path), r.Status, r.Reason, r.ErrorID,
-		r.RequestBytes, r.ResponseBytes, r.Retried,
+		r.RequestBytes, r.ResponseBytes, r.Retried, fmt.Sprint(r.Err),
 	}:
 	default:
 	}

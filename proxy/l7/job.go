@@ -151,6 +151,7 @@ func (j *job) exchange() (again bool, failed *Error) {
 	ex := &j.ex
 	var resp Response
 	if err := j.prepare(); err != nil {
+		j.close = true // nothing behind what was refused is looked at
 		resp = ex.Fail(err)
 	} else {
 		resp = j.conn.srv.cfg.Handler.Handle(ex)
@@ -369,7 +370,7 @@ func (j *job) finishBody() bool {
 	j.src.deadline = instant() + int64(drainTime)
 	for from := j.src.bytes; j.src.bytes-from <= drainBytes; {
 		_, err := j.src.next(largeSize, nil)
-		if errors.Is(err, io.EOF) {
+		if ended(err) {
 			return true
 		}
 		if err != nil {

@@ -219,7 +219,7 @@ func (c *Conn) readHead() error {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return j.answer(&Error{Reason: RequestTimeout, Err: err})
 		case err != nil:
-			return &Error{Reason: ClientGone, Err: err}
+			return &Error{Reason: ClientGone, Err: unexpected(err)}
 		}
 	}
 }

@@ -129,7 +129,7 @@ func (s *source) nextChunked(limit int, w Waker) ([]byte, error) {
 		s.buf.r += used
 		s.pending = data
 		switch {
-		case errors.Is(err, io.EOF):
+		case ended(err):
 			s.done = true
 			continue
 		case err != nil:
@@ -195,6 +195,7 @@ func (s *source) silent() error {
 
 // fail turns an error of the connection or of the decoder into the body's.
 func (s *source) fail(err error) *Error {
+	err = unexpected(err)
 	var refused *http1.Error
 	switch {
 	case errors.As(err, &refused):
@@ -240,6 +241,19 @@ func (s *source) release() {
 	s.buf.release()
 	s.large.release()
 	s.buf, s.large, s.pending = nil, nil, nil
+}
+
+// unexpected keeps io.EOF, the proper end of a body, out of an *Error.
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// ended reports a body's proper end.
+func ended(err error) bool {
+	return err == io.EOF //nolint:errorlint // bodies return it as it is; an error that wraps it is a failure
 }
 
 // noWait is the Waker of who wants only what is there already.

@@ -2,7 +2,6 @@ package l7
 
 import (
 	"errors"
-	"io"
 	"net"
 	"sync/atomic"
 	"time"
@@ -133,7 +132,7 @@ func (b *bodyWriter) pipe(head []byte, body Body) (pulled *Error, written error)
 	}
 	for {
 		view, err := body.Next(largeSize, w)
-		last := errors.Is(err, io.EOF)
+		last := ended(err)
 		switch {
 		case errors.Is(err, ErrPending):
 			if err := b.flush(head); err != nil {

@@ -1,0 +1,136 @@
+package l7_test
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/proxy/l7"
+)
+
+// echoUpstream answers every request head with the same bytes, without
+// allocating per request.
+func echoUpstream(t testing.TB, answer string) string {
+	t.Helper()
+	out := []byte(answer)
+	return serveRaw(t, func(nc *net.TCPConn, _ *bufio.Reader) {
+		buf := make([]byte, 4096)
+		_ = nc.SetDeadline(time.Time{})
+		for {
+			n, err := nc.Read(buf)
+			if err != nil {
+				return
+			}
+			if !bytes.HasSuffix(buf[:n], []byte("\r\n\r\n")) {
+				continue
+			}
+			if _, err := nc.Write(out); err != nil {
+				return
+			}
+		}
+	})
+}
+
+const (
+	smallAnswer = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nDate: Sun, 22 Nov 2026 00:00:00 GMT\r\nContent-Length: 5\r\n\r\nhello"
+	smallHead   = "GET /v1/items?page=2 HTTP/1.1\r\nHost: api.example\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+)
+
+// quietServer counts bytes in the sink: the one of the other tests copies.
+func quietServer(cfg *l7.ServerConfig) {
+	var bytes int64
+	cfg.Sink = func(r *l7.Record) { bytes += r.ResponseBytes }
+}
+
+// exchanges runs n requests, one after the other, on one connection.
+func exchanges(t testing.TB, c *client, n int, request []byte, answer int) {
+	t.Helper()
+	buf := make([]byte, 64<<10)
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if _, err := c.Write(request); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAtLeast(c.TCPConn, buf, answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// answerSize asks once and returns how long the proxy's answer is.
+func answerSize(t testing.TB, c *client, request []byte) int {
+	t.Helper()
+	if _, err := c.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += n
+		if i := bytes.Index(buf[:total], []byte("\r\n\r\n")); i >= 0 {
+			return total
+		}
+	}
+}
+
+// TestMallocsPerRequest counts the allocations of the whole process, the test's
+// own client and upstream included, which make none.
+func TestMallocsPerRequest(t *testing.T) {
+	const n = 100_000
+	p := start(t, options{upstream: echoUpstream(t, smallAnswer), server: quietServer})
+	c := connect(t, p.addr)
+	request := []byte(smallHead)
+	size := answerSize(t, c, request)
+	exchanges(t, c, 1000, request, size)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	exchanges(t, c, n, request, size)
+	runtime.ReadMemStats(&after)
+	per := float64(after.Mallocs-before.Mallocs) / n
+	t.Logf("%.4f mallocs per proxied request over %d requests", per, n)
+	if per > 0.1 {
+		t.Errorf("%.4f mallocs per proxied request, want at most 0.1", per)
+	}
+}
+
+// BenchmarkProxied reports the CPU time of client, proxy and upstream together:
+// they share the process. BenchmarkDirect is the same without the proxy.
+func BenchmarkProxied(b *testing.B) {
+	p := start(b, options{upstream: echoUpstream(b, smallAnswer), server: quietServer})
+	benchmark(b, p.addr)
+}
+
+// BenchmarkDirect is what client and upstream cost alone.
+func BenchmarkDirect(b *testing.B) { benchmark(b, echoUpstream(b, smallAnswer)) }
+
+func benchmark(b *testing.B, addr string) {
+	request := []byte(smallHead)
+	c := connect(b, addr)
+	size := answerSize(b, c, request)
+	exchanges(b, c, 100, request, size)
+	b.ReportAllocs()
+	b.ResetTimer()
+	start := cpu(b)
+	exchanges(b, c, b.N, request, size)
+	b.ReportMetric(float64((cpu(b)-start).Nanoseconds())/float64(b.N), "cpu-ns/op")
+}
+
+func cpu(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
