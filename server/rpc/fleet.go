@@ -48,6 +48,8 @@ type Rollout struct {
 	// Applied have reached the position, Refused have refused it or a later plan,
 	// Offline have not reached it and their agents are not connected here.
 	Applied, Refused, Offline int
+	// Refusals are the proxies that Refused counts.
+	Refusals []Proxy
 	// Closed sums up the closed connections of these proxies: its growth over a
 	// change is what the change closed.
 	Closed uint64
@@ -217,6 +219,7 @@ func (f *fleet) count(r *Rollout, node string, at catalog.Position) {
 			r.Applied++
 		case p.Refused != "" && reached(p.RefusedPosition, at):
 			r.Refused++
+			r.Refusals = append(r.Refusals, p)
 		case m.stream == nil:
 			r.Offline++
 		}

@@ -76,7 +76,7 @@ func intentionPrefixes(d catalog.Name) []string {
 // KeyText returns the text of an intention's key, one word per key: how it is
 // named on the wire and in paths. ParseIntentionKey reads it.
 func KeyText(key intentions.Key) string {
-	return strings.TrimPrefix(Intentions.path(key), Intentions.prefix())
+	return strings.TrimPrefix(Intentions.Path(key), Intentions.prefix())
 }
 
 // ParseKeyText reads what KeyText wrote.

@@ -64,7 +64,7 @@ func (t *Table[K, V]) Kind() Kind { return t.kind }
 // transaction depend on that record: if it is changed, created or deleted before
 // the commit, the transaction is run again.
 func (t *Table[K, V]) Get(r Reader, key K) (Record[V], bool) {
-	e, ok := r.lookup(t.path(key)).(*entry[K, V])
+	e, ok := r.lookup(t.Path(key)).(*entry[K, V])
 	if !ok {
 		return Record[V]{}, false
 	}
@@ -99,12 +99,12 @@ func (t *Table[K, V]) PutRaw(tx *Tx, key K, raw []byte) error {
 	if err := t.allowLevel(tx, key, value); err != nil {
 		return err
 	}
-	tx.put(t.path(key), raw, &entry[K, V]{key: key, Record: Record[V]{Value: value, Raw: raw}})
+	tx.put(t.Path(key), raw, &entry[K, V]{key: key, Record: Record[V]{Value: value, Raw: raw}})
 	return nil
 }
 
 // Delete removes the record under key, if there is one.
-func (t *Table[K, V]) Delete(tx *Tx, key K) { tx.delete(t.path(key)) }
+func (t *Table[K, V]) Delete(tx *Tx, key K) { tx.delete(t.Path(key)) }
 
 // Expect makes the transaction hold only if the record under key still has the
 // given revision; 0 says that there is none. It returns an error that wraps
@@ -130,9 +130,13 @@ func (t *Table[K, V]) Key(c Change) (key K, ok bool) {
 	return key, ok
 }
 
-func (t *Table[K, V]) prefix() string { return string(t.kind) + "/" }
+// Path returns the key in the store of the record under key.
+func (t *Table[K, V]) Path(key K) string { return joinPath(string(t.kind), t.encode(key)...) }
 
-func (t *Table[K, V]) path(key K) string { return joinPath(string(t.kind), t.encode(key)...) }
+// Read decodes a value as the table does for the record under key.
+func (t *Table[K, V]) Read(key K, raw []byte) (V, error) { return t.read(key, raw) }
+
+func (t *Table[K, V]) prefix() string { return string(t.kind) + "/" }
 
 func (t *Table[K, V]) name(key K) string { return strings.Join(t.encode(key), "/") }
 

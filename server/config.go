@@ -1,0 +1,246 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/builtin"
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/catalog/manifest"
+)
+
+// Defaults of Config.
+const (
+	DefaultPort    = 7400
+	DefaultDataDir = "/var/lib/meshd/server"
+)
+
+// ProviderBuiltin is the certificate authority that needs nothing outside of
+// meshd.
+const ProviderBuiltin = "builtin"
+
+// Config is server.hcl. Everything but trust_domain has a default.
+type Config struct {
+	// TrustDomain is the cluster's for ever.
+	TrustDomain string `json:"trust_domain"`
+	// Name is this server's, for ever: the short host name at the first start,
+	// unless set. It is kept in DataDir.
+	Name string `json:"name,omitempty"`
+	// DataDir holds the state; mode 0700.
+	DataDir string `json:"data_dir,omitempty"`
+	// ClusterKeyFile is the same on every server. By default it is cluster.key in
+	// DataDir, which is made at the first start.
+	ClusterKeyFile string `json:"cluster_key_file,omitempty"`
+	// BootstrapTokenFile holds the first admin token, which is read while the
+	// cluster has none. By default one is made and written to admin.token in
+	// DataDir.
+	BootstrapTokenFile string `json:"bootstrap_token_file,omitempty"`
+	// Bind is the IP address to listen at; by default all of the machine.
+	Bind string `json:"bind,omitempty"`
+	// Port is that of the API, HTTPS and gRPC; 0 takes DefaultPort.
+	Port uint16 `json:"port,omitempty"`
+	// Advertise is the host name or IP address, or host:port, under which agents
+	// reach this server: Bind if that is one address, else an address of the
+	// machine.
+	Advertise string `json:"advertise,omitempty"`
+	// AdminSocket is the unix socket on which this server's own user and root are
+	// admins; admin.sock in DataDir by default.
+	AdminSocket string `json:"admin_socket,omitempty"`
+	CA          CA     `json:"ca,omitzero"`
+
+	// Version is the program's, for status.
+	Version string `json:"-"`
+	// Listener, if set, is used in place of Bind and Port, and closed by Run.
+	Listener net.Listener `json:"-"`
+}
+
+// CA is the block ca of server.hcl.
+type CA struct {
+	Provider string `json:"provider,omitempty"` // ProviderBuiltin
+	// LeafTTL and NodeTTL are between ca.MinTTL and ca.MaxTTL: 24 h and 720 h by
+	// default.
+	LeafTTL catalog.Duration `json:"leaf_ttl,omitzero"`
+	NodeTTL catalog.Duration `json:"node_ttl,omitzero"`
+}
+
+func (c CA) builtin() builtin.Config {
+	return builtin.Config{LeafTTL: c.LeafTTL.Std(), NodeTTL: c.NodeTTL.Std()}
+}
+
+// ReadConfig reads a file of configuration, HCL, YAML or JSON by its ending, and
+// validates it. Errors tell file, line and field.
+func ReadConfig(path string) (Config, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // the operator's own path
+	if err != nil {
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
+	}
+	var c Config
+	if err := manifest.DecodeConfig(path, data, &c); err != nil {
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
+	}
+	return c, nil
+}
+
+// Validate reports every problem as catalog.FieldErrors. It does no I/O.
+func (c Config) Validate() error {
+	var p catalog.Problems
+	if c.TrustDomain == "" {
+		p.Add("trust_domain", "missing: choose a name such as \"mesh.example.com\"; it can't be changed later")
+	} else if _, err := spiffe.ParseTrustDomain(c.TrustDomain); err != nil {
+		p.Add("trust_domain", "%v", err)
+	}
+	if c.Name != "" {
+		if err := catalog.CheckLabel(c.Name); err != nil {
+			p.Add("name", "%v", err)
+		}
+	}
+	for _, path := range []struct{ field, value string }{
+		{"data_dir", c.DataDir},
+		{"cluster_key_file", c.ClusterKeyFile},
+		{"bootstrap_token_file", c.BootstrapTokenFile},
+		{"admin_socket", c.AdminSocket},
+	} {
+		if path.value != "" && !filepath.IsAbs(path.value) {
+			p.Add(path.field, "%q is relative: write an absolute path", path.value)
+		}
+	}
+	// The limit is that of sockaddr_un.sun_path, with its final zero byte.
+	if path := c.withDefaults().AdminSocket; len(path) > 107 {
+		p.Add("admin_socket", "%q has %d bytes, a unix socket's path has at most 107: set a shorter one", path, len(path))
+	}
+	if c.Bind != "" {
+		if _, err := netip.ParseAddr(c.Bind); err != nil {
+			p.Add("bind", "%q is no IP address", c.Bind)
+		}
+	}
+	if c.Advertise != "" {
+		if host, _ := splitAdvertise(c.Advertise, DefaultPort); !isHost(host) {
+			p.Add("advertise", "%q is no host name, IP address or host:port that agents can reach", c.Advertise)
+		}
+	}
+	if c.CA.Provider != "" && c.CA.Provider != ProviderBuiltin {
+		p.Add("ca.provider", "%q is not known: write %q", c.CA.Provider, ProviderBuiltin)
+	}
+	for _, ttl := range []struct {
+		field string
+		value catalog.Duration
+	}{{"ca.leaf_ttl", c.CA.LeafTTL}, {"ca.node_ttl", c.CA.NodeTTL}} {
+		if v := ttl.value.Std(); v != 0 && (v < ca.MinTTL || v > ca.MaxTTL) {
+			p.Add(ttl.field, "%s is out of range: write %s to %s", v, ca.MinTTL, ca.MaxTTL)
+		}
+	}
+	return p.Err() //nolint:wrapcheck // field errors are the result
+}
+
+func (c Config) withDefaults() Config {
+	if c.DataDir == "" {
+		c.DataDir = DefaultDataDir
+	}
+	if c.AdminSocket == "" {
+		c.AdminSocket = filepath.Join(c.DataDir, "admin.sock")
+	}
+	if c.Port == 0 {
+		c.Port = DefaultPort
+	}
+	return c
+}
+
+// splitAdvertise takes "host", "host:port", "::1" or "[::1]:port" apart.
+func splitAdvertise(s string, port uint16) (host, number string) {
+	number = fmt.Sprint(port)
+	if _, err := netip.ParseAddr(s); err == nil {
+		return s, number
+	}
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		return h, p
+	}
+	return s, number
+}
+
+// isHost reports whether agents could connect to it.
+func isHost(s string) bool {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return !addr.IsUnspecified() && !addr.IsMulticast()
+	}
+	_, err := spiffe.ParseTrustDomain(s) // the grammar of lower-case host names
+	return err == nil
+}
+
+// advertised returns host and port under which agents reach the listener.
+func (c Config) advertised(listener net.Addr) (host, port string, err error) {
+	number := c.Port
+	if tcp, ok := listener.(*net.TCPAddr); ok {
+		number = uint16(tcp.Port) //nolint:gosec // a port
+		if c.Advertise == "" && !tcp.IP.IsUnspecified() {
+			return tcp.IP.String(), fmt.Sprint(number), nil
+		}
+	}
+	if c.Advertise != "" {
+		host, port = splitAdvertise(c.Advertise, number)
+		return host, port, nil
+	}
+	host, err = machineAddress()
+	return host, fmt.Sprint(number), err
+}
+
+// machineAddress picks an address of this machine: IPv4 before IPv6, private ones
+// too, never link-local ones; loopback if there is nothing else.
+func machineAddress() (string, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("look for an address to advertise (or set advertise): %w", err)
+	}
+	var usable []netip.Addr
+	for _, a := range addrs {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err == nil && prefix.Addr().IsGlobalUnicast() {
+			usable = append(usable, prefix.Addr().Unmap())
+		}
+	}
+	slices.SortStableFunc(usable, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	if len(usable) == 0 {
+		return "127.0.0.1", nil
+	}
+	return usable[0].String(), nil
+}
+
+// serverName settles the server's name at the first start and keeps it: the store
+// knows its members by name, so another one would be another member.
+func serverName(configured, dataDir string) (string, error) {
+	path := filepath.Join(dataDir, "name")
+	kept, err := os.ReadFile(path) //nolint:gosec // our own directory
+	if err == nil {
+		name := strings.TrimSpace(string(kept))
+		if configured != "" && configured != name {
+			return "", fmt.Errorf("this server was started as %q, and a server keeps its name: set name = %q, or use another data_dir", name, name)
+		}
+		if err := catalog.CheckLabel(name); err != nil {
+			return "", fmt.Errorf("read the server's name from %s: %w", path, err)
+		}
+		return name, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the server's name: %w", err)
+	}
+	name := configured
+	if name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return "", fmt.Errorf("take the host's name as the server's (or set name): %w", err)
+		}
+		name, _, _ = strings.Cut(strings.ToLower(host), ".")
+	}
+	if err := catalog.CheckLabel(name); err != nil {
+		return "", fmt.Errorf("take the host's name as the server's: %w; set name", err)
+	}
+	return name, writePrivate(path, []byte(name+"\n"))
+}

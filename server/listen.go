@@ -1,0 +1,257 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/meshpb"
+)
+
+const (
+	handshakeTimeout = 5 * time.Second
+	// maxHandshakes bounds the connections that have not shown who they are.
+	maxHandshakes = 256
+	// acceptPause follows a failed accept, as when descriptors run out.
+	acceptPause = 50 * time.Millisecond
+	alpnHTTP2   = "h2"
+	alpnHTTP1   = "http/1.1"
+)
+
+// splitter serves TLS on one port and gives each connection, after its handshake,
+// to gRPC or to HTTP by the server name that the client asked for.
+type splitter struct {
+	inner  net.Listener
+	config *tls.Config
+	log    *slog.Logger
+	grpc   *queue
+	http   *queue
+}
+
+func newSplitter(inner net.Listener, l *leaf, bundle func() ca.Bundle, log *slog.Logger) *splitter {
+	return &splitter{
+		inner: inner,
+		config: ca.ServerConfig(ca.ServerOptions{
+			Leaf:              l.certificate,
+			Bundle:            bundle,
+			Accept:            ca.AcceptAny, // what a caller may do is acl.Authorize's
+			ClientCertificate: ca.ClientCertificateOptional,
+			ALPN:              []string{alpnHTTP2, alpnHTTP1},
+		}),
+		log:  log,
+		grpc: newQueue(inner.Addr()),
+		http: newQueue(inner.Addr()),
+	}
+}
+
+// run accepts until the listener is closed, and waits for the handshakes then.
+func (s *splitter) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.inner.Close() }) // the only way to wake Accept
+	defer stop()
+	defer s.grpc.shut()
+	defer s.http.shut()
+	var group sync.WaitGroup
+	defer group.Wait()
+	slots := make(chan struct{}, maxHandshakes)
+	for {
+		conn, err := s.inner.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close() // too late to be served
+			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("accept on %s: %w", s.inner.Addr(), err)
+		}
+		if err != nil {
+			s.log.Warn("a connection could not be accepted", slog.Any("error", err))
+			if !pause(ctx, acceptPause) {
+				return nil
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			_ = conn.Close() // never served
+			return nil
+		}
+		group.Go(func() {
+			defer func() { <-slots }()
+			s.handshake(ctx, conn)
+		})
+	}
+}
+
+func (s *splitter) handshake(ctx context.Context, conn net.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	secure := tls.Server(conn, s.config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		s.log.Debug("handshake failed", slog.String("remote", conn.RemoteAddr().String()), slog.Any("error", err))
+		_ = conn.Close() // the handshake has failed already
+		return
+	}
+	state := secure.ConnectionState()
+	to := s.http
+	if state.ServerName == meshpb.ServerName {
+		if state.NegotiatedProtocol != alpnHTTP2 {
+			_ = secure.Close() // gRPC is HTTP/2
+			return
+		}
+		to = s.grpc
+	}
+	if !to.put(secure) {
+		_ = secure.Close() // the server is stopping
+	}
+}
+
+// queue is a net.Listener that is fed connections.
+type queue struct {
+	addr  net.Addr
+	conns chan net.Conn
+	once  sync.Once
+	done  chan struct{}
+}
+
+func newQueue(addr net.Addr) *queue {
+	return &queue{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (q *queue) put(c net.Conn) bool {
+	select {
+	case q.conns <- c:
+		return true
+	case <-q.done:
+		return false
+	}
+}
+
+func (q *queue) shut() { q.once.Do(func() { close(q.done) }) }
+
+// Accept implements net.Listener.
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.conns:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (q *queue) Close() error {
+	q.shut()
+	return nil
+}
+
+// Addr implements net.Listener.
+func (q *queue) Addr() net.Addr { return q.addr }
+
+// shaken are gRPC credentials for connections whose handshake is done.
+type shaken struct{}
+
+var errNotShaken = errors.New("the connection did not come through the TLS listener")
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (shaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secure, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil, nil, errNotShaken
+	}
+	return conn, credentials.TLSInfo{
+		State:          secure.ConnectionState(),
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials: there are no clients.
+func (shaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errNotShaken
+}
+
+// Info implements credentials.TransportCredentials.
+func (shaken) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (s shaken) Clone() credentials.TransportCredentials { return s }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (shaken) OverrideServerName(string) error { return errNotShaken }
+
+// adminListener accepts only connections of this process's user and of root.
+type adminListener struct {
+	*net.UnixListener
+	log *slog.Logger
+}
+
+// listenAdmin makes the admin socket. A file that an earlier process left is
+// replaced: that the state directory is ours says that nobody serves it.
+func listenAdmin(path string, log *slog.Logger) (*adminListener, error) {
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("listen on the admin socket: %s exists and is no socket; remove it or set admin_socket", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("listen on the admin socket: %w", err)
+		}
+	}
+	// Until the mode is set, the peer's user is what keeps others out.
+	inner, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on the admin socket: %w", err)
+	}
+	if err := os.Chmod(path, privateMode); err != nil {
+		_ = inner.Close() // unusable
+		return nil, fmt.Errorf("listen on the admin socket: %w", err)
+	}
+	return &adminListener{UnixListener: inner, log: log}, nil
+}
+
+// Accept implements net.Listener.
+func (l *adminListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err //nolint:wrapcheck // http.Server tests its type
+		}
+		uid, err := peerUser(conn)
+		if err == nil && (uid == 0 || int64(uid) == int64(os.Geteuid())) {
+			return conn, nil
+		}
+		l.log.Warn("a foreign user was refused on the admin socket", slog.Int64("uid", int64(uid)), slog.Any("error", err))
+		_ = conn.Close() // refused
+	}
+}
+
+// peerUser returns the user that connected.
+func peerUser(conn *net.UnixConn) (uint32, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("peer of the admin socket: %w", err)
+	}
+	var cred *unix.Ucred
+	var optErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, fmt.Errorf("peer of the admin socket: %w", err)
+	}
+	if optErr != nil {
+		return 0, fmt.Errorf("peer of the admin socket: %w", optErr)
+	}
+	return cred.Uid, nil
+}

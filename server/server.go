@@ -1,0 +1,251 @@
+// Package server composes a control plane member: the replicated store, the state
+// on it, the certificate authority, the HTTP API, and gRPC for agents.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/server/api"
+	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/meshpb"
+	"github.com/meshd/meshd/server/rpc"
+	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store/raftstore"
+)
+
+// drainTime is how long running requests may take when the server stops.
+const drainTime = 5 * time.Second
+
+// Limits of connections; the HTTP figures are those of docs/reference.
+const (
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 5 * time.Minute
+	maxHeaderBytes    = 32 << 10
+	maxStreams        = 64 // per agent's connection
+	keepaliveTime     = 10 * time.Second
+	keepaliveTimeout  = 10 * time.Second
+	keepaliveMinTime  = time.Second
+)
+
+// Server is one member of the control plane.
+type Server struct {
+	config  Config
+	log     *slog.Logger
+	started chan struct{}
+	running atomic.Pointer[running]
+}
+
+// running is what there is while a server serves.
+type running struct {
+	address string
+	name    string
+}
+
+// New returns a server for a valid configuration.
+func New(config Config, log *slog.Logger) (*Server, error) {
+	if err := config.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration of the server: %w", err)
+	}
+	return &Server{config: config.withDefaults(), log: log, started: make(chan struct{})}, nil
+}
+
+// Started returns a channel that is closed when the server serves.
+func (s *Server) Started() <-chan struct{} { return s.started }
+
+// Address returns host:port under which agents reach the server; "" before Started.
+func (s *Server) Address() string {
+	if r := s.running.Load(); r != nil {
+		return r.address
+	}
+	return ""
+}
+
+// AdminSocket returns the path of the unix socket with the HTTP API for this user
+// and root.
+func (s *Server) AdminSocket() string { return s.config.AdminSocket }
+
+// Run serves until ctx ends, then drains and returns nil. An error says that the
+// server could not start, or that the store failed; the process must end then,
+// as what is on disk is known only after a restart. It runs once.
+func (s *Server) Run(ctx context.Context) error {
+	inner := s.config.Listener
+	if inner == nil {
+		var err error
+		var lc net.ListenConfig
+		if inner, err = lc.Listen(ctx, "tcp", net.JoinHostPort(s.config.Bind, fmt.Sprint(s.config.Port))); err != nil {
+			return fmt.Errorf("listen for agents and clients: %w", err)
+		}
+	}
+	defer func() { _ = inner.Close() }() // closed before, unless starting has failed
+	if err := privateDir(s.config.DataDir); err != nil {
+		return err
+	}
+	name, err := serverName(s.config.Name, s.config.DataDir)
+	if err != nil {
+		return err
+	}
+	key, made, err := clusterKey(s.config)
+	if err != nil {
+		return err //nolint:wrapcheck // says what was read
+	}
+	if made {
+		s.log.Warn("a cluster key was made: keep a copy where backups of the state do not go; without it the CA is lost",
+			slog.String("path", s.config.DataDir+"/cluster.key"))
+	}
+	engine, err := raftstore.New(raftstore.Config{Dir: storeDir(s.config), ID: name}, s.log)
+	if err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	st := state.New(engine, s.log)
+	m := &member{Server: s, name: name, engine: engine, state: st, authority: newAuthority(s.config, st, key, s.log)}
+
+	// The store ends after all that writes to it.
+	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBack()
+	back, backCtx := errgroup.WithContext(backCtx)
+	back.Go(func() error { return engine.Run(backCtx) })
+	back.Go(func() error { return st.Run(backCtx) })
+	frontCtx, stopFront := context.WithCancel(ctx)
+	defer stopFront()
+	defer context.AfterFunc(backCtx, stopFront)()
+	frontErr := m.serve(frontCtx, inner)
+	stopBack()
+	if err := back.Wait(); err != nil {
+		return fmt.Errorf("the store failed: %w", err)
+	}
+	return frontErr
+}
+
+// member is a server with its parts.
+type member struct {
+	*Server
+	name      string
+	engine    *raftstore.Engine
+	state     *state.State
+	authority *authority
+}
+
+// serve starts what needs the state, and runs it until ctx ends.
+func (m *member) serve(ctx context.Context, inner net.Listener) error {
+	select {
+	case <-m.state.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	if err := bootstrap(ctx, m.config, m.state, m.authority.key, m.log); err != nil {
+		return err
+	}
+	if err := m.authority.open(m.state.Snapshot()); err != nil {
+		return err
+	}
+	host, port, err := m.config.advertised(inner.Addr())
+	if err != nil {
+		return err
+	}
+	address := net.JoinHostPort(host, port)
+	own := newLeaf(spiffe.Server(m.config.TrustDomain, m.name), certificateHosts(m.config, m.name, host), m.authority, m.log)
+	if err := own.issue(ctx); err != nil {
+		return err
+	}
+	agents := rpc.New(rpc.Config{Server: m.name, TrustDomain: m.config.TrustDomain, Advertise: []string{address}}, m.state, m.authority, m.log)
+	admin, err := listenAdmin(m.config.AdminSocket, m.log)
+	if err != nil {
+		return err
+	}
+	handlers := api.New(api.Config{
+		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents},
+		Snapshots: snapshots{engine: m.engine, trustDomain: m.config.TrustDomain},
+		Log:       m.log,
+		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
+		Addresses: []string{address},
+	})
+	front := newSplitter(inner, own, m.authority.Bundle, m.log)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.authority.run(ctx) })
+	group.Go(func() error { return own.run(ctx) })
+	group.Go(func() error { return m.lead(ctx) })
+	group.Go(func() error { return agents.Run(ctx) })
+	group.Go(func() error { return m.serveGRPC(ctx, front.grpc, agents) })
+	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers.Handler(false)) })
+	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers.Handler(true)) })
+	group.Go(func() error { return front.run(ctx) })
+	m.running.Store(&running{address: address, name: m.name})
+	m.log.Info("server is up", slog.String("name", m.name), slog.String("address", address),
+		slog.String("trust_domain", m.config.TrustDomain), slog.String("admin_socket", m.config.AdminSocket))
+	close(m.started)
+	return group.Wait() //nolint:wrapcheck // the parts wrap their own
+}
+
+// lead runs what one member of the cluster does for all.
+func (m *member) lead(ctx context.Context) error {
+	if err := m.engine.Lead(ctx, m.authority.renew); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("lead the cluster: %w", err)
+	}
+	return nil
+}
+
+func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *rpc.Server) error {
+	server := grpc.NewServer(
+		grpc.Creds(shaken{}),
+		grpc.MaxRecvMsgSize(meshpb.MaxMessage),
+		grpc.MaxSendMsgSize(meshpb.MaxMessage),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
+	)
+	agents.Attach(server)
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		// Streams end by themselves: agents.Run tells them.
+		force := time.AfterFunc(drainTime, server.Stop)
+		defer force.Stop()
+		server.GracefulStop()
+	})
+	err := server.Serve(listener)
+	if stop() {
+		return fmt.Errorf("serve gRPC: %w", err)
+	}
+	<-stopped
+	return nil
+}
+
+func (m *member) serveHTTP(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		if err := server.Shutdown(drain); err != nil {
+			_ = server.Close() // what did not end in time is cut
+		}
+	})
+	err := server.Serve(listener)
+	if stop() {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	<-stopped
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err //nolint:wrapcheck // after the stop: what the listener said
+}
