@@ -20,6 +20,9 @@ import (
 // connection is half open.
 var errSilent = errors.New("the server fell silent")
 
+// errRenewed ends a stream by Reconnect.
+var errRenewed = errors.New("the node's certificate is new: connecting again")
+
 // syncStream is the client's side of Mesh.Sync.
 type syncStream = grpc.BidiStreamingClient[meshpb.SyncRequest, meshpb.SyncResponse]
 
@@ -33,6 +36,9 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	v.mu.Lock()
+	v.hangUp = cancel
+	v.mu.Unlock()
 	watchdog := time.AfterFunc(welcomeTimeout, func() { cancel(errSilent) })
 	defer watchdog.Stop()
 

@@ -108,6 +108,7 @@ type View struct {
 	unsent    map[string]bool
 	link      *Link
 	linkNew   chan struct{}
+	hangUp    context.CancelCauseFunc // ends the present stream
 	since     time.Time
 	failure   string
 	attempts  int
@@ -184,6 +185,16 @@ func (v *View) Report(a Applied) {
 	v.unsent[a.Proxy] = true
 	close(v.wantedNew)
 	v.wantedNew = make(chan struct{})
+}
+
+// Reconnect ends the present stream, if there is one, so that the next shows
+// the node's newest certificate.
+func (v *View) Reconnect() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.hangUp != nil {
+		v.hangUp(errRenewed)
+	}
 }
 
 // Status describes the connection and how old the policy may be.

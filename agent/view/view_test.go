@@ -356,6 +356,18 @@ func TestSilentServerIsLeft(t *testing.T) {
 	b.seen("one stream only", func(s agenttest.Seen) bool { return s.Streams == 1 })
 }
 
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	v := b.view()
+	v.Reconnect() // nothing to end yet
+	b.run(v)
+	b.seen("first stream", func(s agenttest.Seen) bool { return len(s.Hellos) == 1 && s.Streams == 1 })
+	b.poll("a link", func() bool { link, _ := v.Link(); return link != nil })
+	v.Reconnect()
+	b.seen("second stream", func(s agenttest.Seen) bool { return len(s.Hellos) == 2 && s.Streams == 1 })
+}
+
 func TestBrokenProtocolEndsTheStream(t *testing.T) {
 	t.Parallel()
 	topic := &meshpb.Topic{Kind: "intentions", Name: "default/web"}
