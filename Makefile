@@ -92,7 +92,7 @@ fuzz: ## run each fuzz target for FUZZTIME (20s), one at a time
 		/^ok/ { for (i = 0; i < n; i++) print $$2, names[i]; n = 0 }' bin/fuzz.list | \
 	{ count=0; while read -r package target; do \
 		echo "fuzz: $$target in $$package"; \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' "$$package" </dev/null; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' -fuzzminimizetime 10x "$$package" </dev/null; \
 		count=$$((count + 1)); \
 	done; echo "fuzz: $$count targets passed"; }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/catalog/manifest"
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/server/client"
 )
@@ -174,24 +175,44 @@ func (a *app) showItems(kind client.Kind, items []client.Item) error {
 	return a.show(t, items)
 }
 
-// showManifests prints what apply reads back.
+// showManifests prints what apply reads back; instances, which apply does not
+// take, in the same form.
 func (a *app) showManifests(items []client.Item) error {
 	for n, i := range items {
-		var spec map[string]any
-		if err := json.Unmarshal(i.Spec, &spec); err != nil {
-			return fmt.Errorf("%s %s: %w", i.Kind, i.Name, err)
-		}
-		spec["kind"] = i.Kind
 		if n > 0 {
 			if _, err := fmt.Fprintln(a.out, "---"); err != nil {
 				return err
 			}
 		}
-		if err := a.show(table{}, spec); err != nil {
+		text, err := manifestYAML(i)
+		if err != nil {
+			return fmt.Errorf("%s %s: this version cannot read it: %w", i.Kind, i.Name, err)
+		}
+		if _, err := a.out.Write(text); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func manifestYAML(i client.Item) ([]byte, error) {
+	var spec map[string]any
+	if err := json.Unmarshal(i.Spec, &spec); err != nil {
+		return nil, err
+	}
+	spec["kind"] = i.Kind
+	if i.Kind == client.KindInstance {
+		return manifest.YAML(spec)
+	}
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	resources, err := manifest.Load("stored.json", text)
+	if err != nil {
+		return nil, err
+	}
+	return manifest.EncodeYAML(resources...)
 }
 
 // A rower makes rows of one kind.

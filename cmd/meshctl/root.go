@@ -72,6 +72,7 @@ func group(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return c.Help()
 	}
+	c.SuggestionsMinimumDistance = 2
 	text := fmt.Sprintf("%q is no command of %s", args[0], c.CommandPath())
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 		text += "; did you mean " + strings.Join(near, " or ") + "?"
@@ -161,7 +162,7 @@ func (a *app) token() (ca.Secret, error) {
 // serverSockets are where a server, or meshd dev, on this machine listens for
 // its own user and root.
 func (a *app) serverSockets() []string {
-	paths := []string{"/run/meshd/server.sock"}
+	paths := []string{"/var/lib/meshd/server/admin.sock", "/run/meshd/server.sock"}
 	if dir := a.env("XDG_RUNTIME_DIR"); dir != "" {
 		paths = append(paths, filepath.Join(dir, "meshd", "server.sock"))
 	}

@@ -22,7 +22,7 @@ trust_domain         = "mesh.example.com"
 cluster_key_file     = "%[1]s/cluster.key"
 bootstrap_token_file = "%[1]s/bootstrap.token"
 data_dir             = "%[1]s/data"
-socket               = "%[1]s/server.sock"
+admin_socket         = "%[1]s/server.sock"
 bind                 = "%[2]s"
 advertise            = "%[2]s"
 `
