@@ -99,12 +99,12 @@ func (p *Policy) Explain(r Request) Explanation {
 
 // why says in words which condition of the rule the request fails.
 func why(spec Rule, failed condition, h *HTTPRequest) string {
-	switch {
-	case failed == condNone:
+	switch failed {
+	case condNone:
 		return ""
-	case failed == condMethod:
+	case condMethod:
 		return h.Method + " matches none"
-	case failed == condPath:
+	case condPath:
 		return fmt.Sprintf("path %q does not match", h.Path)
 	default:
 		return "header " + spec.Headers[failed].String() + " does not hold"

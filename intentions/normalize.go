@@ -357,8 +357,7 @@ func (e *badTarget) Unwrap() error { return ErrTarget }
 
 // problemOf returns the error of NormalizePath for a path that a person wrote.
 func problemOf(err error) string {
-	var bad *badTarget
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*badTarget](err); ok {
 		return fmt.Sprintf("%q: %s", bad.text, bad.problem)
 	}
 	return err.Error()

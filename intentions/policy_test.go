@@ -15,11 +15,11 @@ import (
 
 var api = catalog.Name{Namespace: "default", Name: "api"}
 
-func compile(t testing.TB, all ...intentions.Intention) *intentions.Policy {
-	t.Helper()
+func compile(tb testing.TB, all ...intentions.Intention) *intentions.Policy {
+	tb.Helper()
 	p, err := intentions.Compile(td, api, all)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return p
 }
@@ -360,9 +360,20 @@ func TestKey(t *testing.T) {
 		t.Errorf("got %+v, %v", local.In(td), err)
 	}
 	for _, bad := range [][2]string{
-		{"", "api"}, {"web", ""}, {"*/web", "api"}, {"web", "*/*"}, {"web", "spiffe://o.x/ns/a/svc/b"}, {"spiffe://o.x/node/a", "api"},
-		{"spiffe://*/ns/a/svc/b", "api"}, {"spiffe://o.x/ns/*/svc/b", "api"}, {"spiffe://o.x/ns/*/svc/*", "api"}, {"spiffe:///*", "api"},
-		{"spiffe://o.x", "api"}, {"spiffe://o.x/ns/a/*", "api"}, {"SPIFFE://o.x/*", "api"}, {"we*", "api"},
+		{"", "api"},
+		{"web", ""},
+		{"*/web", "api"},
+		{"web", "*/*"},
+		{"web", "spiffe://o.x/ns/a/svc/b"},
+		{"spiffe://o.x/node/a", "api"},
+		{"spiffe://*/ns/a/svc/b", "api"},
+		{"spiffe://o.x/ns/*/svc/b", "api"},
+		{"spiffe://o.x/ns/*/svc/*", "api"},
+		{"spiffe:///*", "api"},
+		{"spiffe://o.x", "api"},
+		{"spiffe://o.x/ns/a/*", "api"},
+		{"SPIFFE://o.x/*", "api"},
+		{"we*", "api"},
 	} {
 		if k, err := intentions.ParseKey(bad[0], bad[1]); !errors.Is(err, intentions.ErrInvalid) {
 			t.Errorf("%q → %q: got %+v, %v, want ErrInvalid", bad[0], bad[1], k, err)
@@ -376,7 +387,9 @@ func TestCovers(t *testing.T) {
 	for _, source := range append([]string{"*", "web", "batch/*"}, other...) {
 		for _, id := range []spiffe.ID{
 			spiffe.Service(td, "default", "web"), spiffe.Service(td, "batch", "web"), spiffe.Service("other.example", "default", "web"),
-			spiffe.Node(td, "web"), {}, spiffe.Service("", "default", "web"),
+			spiffe.Node(td, "web"),
+			{},
+			spiffe.Service("", "default", "web"),
 		} {
 			key, err := intentions.ParseKey(source, "api")
 			if err != nil {
@@ -422,8 +435,8 @@ func (h *fixedHeader) HeaderValue(name string, i int) ([]byte, bool) {
 
 // benchmarks returns policies of 10 and of 10,000 intentions of one
 // destination, and for each intention a request that it allows.
-func benchmarks(t testing.TB) map[string]bench {
-	t.Helper()
+func benchmarks(tb testing.TB) map[string]bench {
+	tb.Helper()
 	out := map[string]bench{}
 	for _, n := range []int{10, 10_000} {
 		for _, kind := range []string{"action", "prefix", "header-regex"} {
@@ -445,7 +458,7 @@ func benchmarks(t testing.TB) map[string]bench {
 					}}
 				}
 			}
-			b := bench{policy: compile(t, all...), requests: make([]intentions.Request, n)}
+			b := bench{policy: compile(tb, all...), requests: make([]intentions.Request, n)}
 			for i := range b.requests {
 				r := request(spiffe.Service(td, fmt.Sprintf("team-%d", i%97), fmt.Sprintf("web-%d", i)))
 				r.HTTP = &intentions.HTTPRequest{Method: "GET", Path: "/v1/jobs/4711", Headers: &fixedHeader{"x-team", []byte("batch")}}

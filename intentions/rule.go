@@ -8,6 +8,11 @@ import (
 	"strings"
 )
 
+// maxProgram bounds the compiled size of an expression, for time to match is
+// that size times the length of the text: at 8 KiB, the longest path, at worst
+// a tenth of a second. A literal of MaxRegex bytes fits.
+const maxProgram = 2000
+
 // compileRegex compiles an RE2 expression that must match a whole text.
 func compileRegex(text string) (*regexp.Regexp, error) {
 	if len(text) > MaxRegex {
@@ -19,7 +24,15 @@ func compileRegex(text string) (*regexp.Regexp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no RE2 expression: %w", text, err)
 	}
-	re, err := regexp.Compile(`\A(?:` + parsed.String() + `)\z`)
+	expr := parsed.String()
+	program, err := syntax.Compile(parsed.Simplify())
+	if err != nil {
+		return nil, fmt.Errorf("%q is no RE2 expression: %w", text, err)
+	}
+	if n := len(program.Inst); n > maxProgram {
+		return nil, fmt.Errorf("%q is too large to match quickly (%d steps, at most %d): use smaller repetitions", text, n, maxProgram)
+	}
+	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
 	if err != nil {
 		return nil, fmt.Errorf("%q is no RE2 expression: %w", text, err)
 	}

@@ -138,6 +138,9 @@ func TestValidateLimits(t *testing.T) {
 		{"regex that explodes", func(i *intentions.Intention) {
 			i.Action, i.Rules = "", many(1, intentions.Rule{Action: "deny", PathRegex: "((a{100}){100}){100}"})
 		}, "rules[0].path_regex"},
+		{"regex that is large", func(i *intentions.Intention) {
+			i.Action, i.Rules = "", many(1, intentions.Rule{Action: "deny", PathRegex: strings.Repeat(".{999}", 100)})
+		}, "rules[0].path_regex"},
 		{"path", func(i *intentions.Intention) {
 			i.Action, i.Rules = "", many(1, intentions.Rule{Action: "deny", Path: "/" + strings.Repeat("a", 2048)})
 		}, "rules[0].path"},

@@ -80,7 +80,7 @@ func want(t reflect.Type) string {
 	case isInt(t):
 		return "a whole number, " + rangeOf(t)
 	}
-	switch t.Kind() { //nolint:exhaustive // what no spec uses is covered by the default
+	switch t.Kind() {
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Float32, reflect.Float64:
@@ -100,7 +100,7 @@ func isInt(t reflect.Type) bool {
 
 // rangeOf returns the range of an integer type in words.
 func rangeOf(t reflect.Type) string {
-	switch t.Kind() { //nolint:exhaustive // only integers come here
+	switch t.Kind() {
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
 		return "0 to " + strconv.FormatUint(1<<t.Bits()-1, 10)
 	case reflect.Uint, reflect.Uint64:
@@ -126,7 +126,7 @@ func typeAt(t reflect.Type, pointer jsontext.Pointer) reflect.Type {
 		if t == nil {
 			return nil
 		}
-		switch t.Kind() { //nolint:exhaustive // nothing else has parts
+		switch t.Kind() {
 		case reflect.Struct:
 			t = fieldType(t, token)
 		case reflect.Slice, reflect.Array, reflect.Map:

@@ -65,38 +65,43 @@ func (r *jsonReader) value(depth int) (*node, error) {
 	}
 	n := &node{line: r.lineOf(r.dec.InputOffset())}
 	switch t.Kind() {
-	case 'n':
+	case jsontext.KindNull:
 		return n, nil
-	case 't', 'f':
+	case jsontext.KindTrue, jsontext.KindFalse:
 		n.kind, n.text = nodeBool, t.String()
 		return n, nil
-	case '"':
+	case jsontext.KindString:
 		n.kind, n.text = nodeString, t.String()
 		return n, nil
-	case '0':
+	case jsontext.KindNumber:
 		n.kind, n.text = nodeNumber, t.String()
 		return n, nil
+	case jsontext.KindBeginObject:
+		n.kind = nodeObject
+		return n, r.items(n, jsontext.KindEndObject, depth)
+	default:
+		n.kind = nodeArray
+		return n, r.items(n, jsontext.KindEndArray, depth)
 	}
+}
+
+// items reads the values of an object or a list up to its end.
+func (r *jsonReader) items(n *node, end jsontext.Kind, depth int) error {
 	if depth < 0 {
-		return nil, errDepth
-	}
-	end := jsontext.Kind(']')
-	n.kind = nodeArray
-	if t.Kind() == '{' {
-		end, n.kind = '}', nodeObject
+		return errDepth
 	}
 	for r.dec.PeekKind() != end {
 		name, line := "", 0
 		if n.kind == nodeObject {
 			key, err := r.dec.ReadToken()
 			if err != nil {
-				return nil, err
+				return err
 			}
 			name, line = key.String(), r.lineOf(r.dec.InputOffset())
 		}
 		v, err := r.value(depth - 1)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if n.kind == nodeObject {
 			v.line = line
@@ -105,6 +110,6 @@ func (r *jsonReader) value(depth int) (*node, error) {
 			n.items = append(n.items, v)
 		}
 	}
-	_, err = r.dec.ReadToken()
-	return n, err
+	_, err := r.dec.ReadToken()
+	return err
 }

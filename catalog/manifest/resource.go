@@ -200,8 +200,7 @@ func (d *Document) decode(p *problems, into any) {
 	}
 	// Only what an own Validate found has a place; anything else is kept too.
 	if err := v.Validate(); err != nil {
-		var none *catalog.FieldError
-		if !errors.As(err, &none) {
+		if _, ok := errors.AsType[*catalog.FieldError](err); !ok {
 			p.add(d.Line, "", "%v", err)
 			return
 		}

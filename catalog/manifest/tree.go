@@ -117,7 +117,7 @@ func (n *node) appendJSON(b []byte) []byte {
 func appendString(b []byte, s string) []byte {
 	out, err := jsontext.AppendQuote(b, s)
 	if err != nil {
-		out, _ = jsontext.AppendQuote(b, strings.ToValidUTF8(s, "\uFFFD")) //nolint:errcheck // invalid UTF-8 is the only error
+		out, _ = jsontext.AppendQuote(b, strings.ToValidUTF8(s, "\uFFFD"))
 	}
 	return out
 }
