@@ -43,7 +43,7 @@ func (a *app) getCommand() *cobra.Command {
 // shortGet is "meshctl services" for "meshctl get services".
 func (a *app) shortGet(kind client.Kind) *cobra.Command {
 	return &cobra.Command{
-		Use: kind.Collection() + " [NAME]", Short: "show " + kind.Collection(), Args: cobra.MaximumNArgs(1),
+		Use: kind.Collection() + " [NAME]", Aliases: []string{string(kind)}, Short: "show " + kind.Collection(), Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, kind, args) },
 	}
 }
