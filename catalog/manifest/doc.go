@@ -98,9 +98,10 @@ func (p *problems) addFields(err error, line func(field string) int) {
 	}
 }
 
-// err returns the problems joined in order of lines, nil for none.
+// err returns the problems joined in order of lines, each once; nil for none.
 func (p *problems) err() error {
 	slices.SortStableFunc(p.errs, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
+	p.errs = slices.CompactFunc(p.errs, func(a, b *Error) bool { return *a == *b })
 	all := make([]error, len(p.errs))
 	for i, e := range p.errs {
 		all[i] = e

@@ -89,11 +89,11 @@ func TestLimits(t *testing.T) {
 		// What is deep must be refused before something recursive reads it.
 		for _, open := range []string{"[", "{a:", "(", "{a={", "- ", "!", "-", "\"${", "a ? ", "[{"} {
 			text := strings.Repeat(open, (manifest.MaxSize-16)/len(open))
-			if _, err := manifest.Parse(name, []byte("x = "+text)); !errors.Is(err, manifest.ErrInvalid) {
-				t.Errorf("%s: many of %q: got %v, want ErrInvalid", name, open, err)
+			if name == "a.hcl" {
+				text = "x = " + text // where a value is wanted
 			}
 			if _, err := manifest.Parse(name, []byte(text)); !errors.Is(err, manifest.ErrInvalid) {
-				t.Errorf("%s: only %q: got %v, want ErrInvalid", name, open, err)
+				t.Errorf("%s: many of %q: got %v, want ErrInvalid", name, open, err)
 			}
 		}
 	}

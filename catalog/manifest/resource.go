@@ -125,6 +125,10 @@ func Definitions(filename string, data []byte) ([]catalog.Definition, error) {
 	var all []catalog.Definition
 	for i := range docs {
 		d := decodeAs[catalog.Definition](p, &docs[i])
+		if port := docs[i].root.get("port"); d.Port == 0 && port != nil && port.text == "0" {
+			// Zero decodes like absence, which means a pure client.
+			p.add(port.line, "port", "write a port, 1 to 65535, or remove the field for a pure client")
+		}
 		if n := slices.IndexFunc(all, func(o catalog.Definition) bool {
 			return o.Ref() == d.Ref() && o.InstanceID() == d.InstanceID()
 		}); n >= 0 {
