@@ -25,9 +25,9 @@ type Limits struct {
 	Connections int
 	// Handshakes is how many may run at a time; 512. Others wait for their turn within HandshakeTimeout.
 	Handshakes int
-	// HandshakeTimeout is from accept to the end of the TLS handshake; 5 s.
+	// HandshakeTimeout is for a TLS handshake of either side, waiting for its turn included; 5 s.
 	HandshakeTimeout time.Duration
-	// ConnectTimeout is for a connection to an endpoint, its TLS handshake included, or to a local application; 1 s.
+	// ConnectTimeout is for a TCP connection to an endpoint or to a local application; 1 s.
 	ConnectTimeout time.Duration
 	// IdleTimeout is how long a TCP session may pass no byte either way, and an HTTP connection may wait for a request; 5 min.
 	IdleTimeout time.Duration

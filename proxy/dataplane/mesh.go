@@ -50,9 +50,7 @@ func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
 		})
 		return
 	}
-	dialCtx, cancel := context.WithTimeout(ctx, p.limits.ConnectTimeout)
-	app, err := p.dialTCP(dialCtx, in.Local)
-	cancel()
+	app, err := p.dialTCP(ctx, in.Local)
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelDebug, "application did not accept", slog.String("address", in.Local), slog.Any("error", err))
 		p.refuse(ctx, l, ReasonConnect)

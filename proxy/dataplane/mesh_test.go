@@ -8,12 +8,14 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -326,6 +328,23 @@ func dial(t testing.TB, address string) *net.TCPConn {
 		t.Fatal(err)
 	}
 	return c.(*net.TCPConn)
+}
+
+// wantRefused connects and expects to be reset, at once or after a while, before any byte comes back.
+func wantRefused(t testing.TB, address string) {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err == nil {
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		var n int64
+		if n, err = io.Copy(io.Discard, c); n > 0 {
+			t.Errorf("%d bytes came back", n)
+		}
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection ended with %v, want a reset", err)
+	}
 }
 
 // exchange sends text and reads as many bytes back.

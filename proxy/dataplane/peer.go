@@ -140,6 +140,8 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*tls.Conn, error) {
 		return nil, err
 	}
 	d := &dialedConn{TCPConn: tc, set: &p.dialed}
+	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
+	defer cancel()
 	conn := tls.Client(d, e.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		reset(d)

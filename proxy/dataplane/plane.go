@@ -234,9 +234,9 @@ func (p *Plane) review(now time.Time, s *snapshot, bundleChanged bool) int {
 	return cut
 }
 
-// dialTCP connects to a local application.
+// dialTCP connects to a local application or to another proxy.
 func (p *Plane) dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {
-	d := net.Dialer{KeepAliveConfig: keepAlive()}
+	d := net.Dialer{Timeout: p.limits.ConnectTimeout, KeepAliveConfig: keepAlive()}
 	nc, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err

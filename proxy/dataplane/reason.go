@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/spiffe"
@@ -35,6 +36,7 @@ const (
 	ReasonNoCertificate    Reason = "no-certificate"      // the peer presented none, or one without a usable identity
 	ReasonNoLeaf           Reason = "no-leaf"             // the proxy has no valid certificate for its own side
 	ReasonClosed           Reason = "closed"              // the peer went away in the handshake
+	ReasonPeerRefused      Reason = "refused-by-peer"     // the peer did not accept our certificate
 	ReasonOther            Reason = "other"
 )
 
@@ -65,26 +67,22 @@ func handshakeReason(err error) Reason {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return ReasonClosed
 	default:
-		return alertReason(err)
+		return untypedReason(err)
 	}
 }
 
-// alertReason sorts the errors for which crypto/tls has no exported type but its alerts.
-func alertReason(err error) Reason {
+// untypedReason sorts the errors for which crypto/tls exports nothing to compare with. If a text changes, a counter's label
+// becomes "other"; the handshake fails all the same.
+func untypedReason(err error) Reason {
 	var alert tls.AlertError
-	switch {
-	case !errors.As(err, &alert):
-		// "tls: client didn't provide a certificate" has no type of its own.
-		if err.Error() == "tls: client didn't provide a certificate" {
-			return ReasonNoCertificate
-		}
-		return ReasonOther
-	case alert == alertNoApplicationProtocol:
+	switch text := err.Error(); {
+	case errors.As(err, &alert):
+		return ReasonPeerRefused
+	case text == "tls: client didn't provide a certificate":
+		return ReasonNoCertificate
+	case strings.HasPrefix(text, "tls: client requested unsupported application protocols"):
 		return ReasonProtocol
 	default:
 		return ReasonOther
 	}
 }
-
-// alertNoApplicationProtocol is the alert of RFC 7301, section 3.2.
-const alertNoApplicationProtocol = 120

@@ -233,7 +233,7 @@ func (p *Plane) newEndpoint(key endpointKey, instance string) *endpoint {
 	if key.alpn == alpnHTTP1 {
 		e.pool = l7.NewPool(l7.PoolConfig{
 			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialMesh(ctx, e) },
-			ConnectTimeout: p.limits.ConnectTimeout,
+			ConnectTimeout: p.limits.ConnectTimeout + p.limits.HandshakeTimeout,
 			Limits:         p.limits.Head,
 		})
 	}

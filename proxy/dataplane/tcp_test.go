@@ -58,8 +58,7 @@ func TestTCPDeniedIsReset(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			m := newMesh(t, options{protocol: tt.protocol, apps: []string{serveTCP(t, echo)}, intention: tt.intention})
-			c := dial(t, m.upstream)
-			wantReset(t, c)
+			wantRefused(t, m.upstream)
 			if n := m.b.metric("mesh_intention_decisions_total", "decision", "deny", "reason", string(tt.reason)); n != 1 {
 				t.Errorf("%v decisions were counted for %s", n, tt.reason)
 			}
@@ -79,7 +78,7 @@ func TestTCPDeniedClusterIsResetNearby(t *testing.T) {
 	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{serveTCP(t, echo)}, intention: allow()})
 	m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "no intention allows web to call api", nil
 	m.a.apply()
-	wantReset(t, dial(t, m.upstream))
+	wantRefused(t, m.upstream)
 	if n := m.a.metric("mesh_connections_refused_total", "reason", "denied"); n != 1 {
 		t.Errorf("%v refusals were counted", n)
 	}
@@ -157,11 +156,14 @@ func TestHalfCloseBothWays(t *testing.T) {
 	// Each application sends all it has, ends its half, and goes on with the other half.
 	serverFirst := make(chan int64, 1)
 	app := serveTCP(t, func(c *net.TCPConn) {
+		sent := make(chan struct{})
 		go func() {
+			defer close(sent)
 			_, _ = io.CopyN(c, rand.Reader, down)
 			_ = c.CloseWrite()
 		}()
 		n, _ := io.Copy(io.Discard, c)
+		<-sent
 		serverFirst <- n
 	})
 	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{app}, intention: allow()})
@@ -307,7 +309,7 @@ func TestLimitOfConnections(t *testing.T) {
 	first, second := dial(t, m.upstream), dial(t, m.upstream)
 	exchange(t, first, "1")
 	exchange(t, second, "2")
-	wantReset(t, dial(t, m.upstream))
+	wantRefused(t, m.upstream)
 	_ = first.Close()
 	eventually(t, "a place is free again", func() bool { return m.a.metric("mesh_connections_open") == 1 })
 	exchange(t, dial(t, m.upstream), "3")

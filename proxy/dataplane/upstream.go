@@ -82,9 +82,7 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 		tried[n] = i
 		e, state := route.endpoints[i], route.states[i]
 		state.Begin()
-		dialCtx, cancel := context.WithTimeout(ctx, p.limits.ConnectTimeout)
-		conn, err := p.dialMesh(dialCtx, e)
-		cancel()
+		conn, err := p.dialMesh(ctx, e)
 		if err == nil {
 			l.adopt(conn)
 			return conn, state.End, ""
