@@ -1,44 +1,16 @@
+//go:build !race && unix
+
 package l7_test
 
 import (
-	"bufio"
 	"bytes"
 	"io"
-	"net"
 	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/meshd/meshd/proxy/l7"
-)
-
-// echoUpstream answers every request head with the same bytes, without
-// allocating per request.
-func echoUpstream(t testing.TB, answer string) string {
-	t.Helper()
-	out := []byte(answer)
-	return serveRaw(t, func(nc *net.TCPConn, _ *bufio.Reader) {
-		buf := make([]byte, 4096)
-		_ = nc.SetDeadline(time.Time{})
-		for {
-			n, err := nc.Read(buf)
-			if err != nil {
-				return
-			}
-			if !bytes.HasSuffix(buf[:n], []byte("\r\n\r\n")) {
-				continue
-			}
-			if _, err := nc.Write(out); err != nil {
-				return
-			}
-		}
-	})
-}
-
-const (
-	smallAnswer = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nDate: Sun, 22 Nov 2026 00:00:00 GMT\r\nContent-Length: 5\r\n\r\nhello"
-	smallHead   = "GET /v1/items?page=2 HTTP/1.1\r\nHost: api.example\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
 )
 
 // quietServer counts bytes in the sink: the one of the other tests copies.
@@ -84,7 +56,8 @@ func answerSize(t testing.TB, c *client, request []byte) int {
 	}
 }
 
-// TestMallocsPerRequest counts the allocations of the whole process, the test's
+// TestMallocsPerRequest (not under the race detector, which makes pools forget
+// at random) counts the allocations of the whole process, the test's
 // own client and upstream included, which make none.
 func TestMallocsPerRequest(t *testing.T) {
 	const n = 100_000

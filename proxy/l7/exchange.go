@@ -80,7 +80,9 @@ type Body interface {
 	Trailers() http1.Fields
 	// Cancel tells the producer that no more is wanted, and why. A call of
 	// Next that blocks returns at once. It may be called from any goroutine,
-	// any number of times, and does not block; after io.EOF it does nothing.
+	// any number of times, and does not block; after io.EOF it does nothing. A
+	// response is not cancelled once its Close was called: whoever cancels from
+	// another goroutine than the one that closes shares a lock with it.
 	Cancel(Reason)
 	// Blocking reports a source without a goroutine of its own (HTTP/1): its
 	// bytes come only while somebody blocks in Next, so that a consumer that

@@ -2,6 +2,7 @@ package l7_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -213,6 +214,34 @@ func serveRaw(t testing.TB, serve func(nc *net.TCPConn, r *bufio.Reader)) string
 	})
 	return ln.Addr().String()
 }
+
+// echoUpstream answers every request head with the same bytes, without
+// allocating per request.
+func echoUpstream(t testing.TB, answer string) string {
+	t.Helper()
+	out := []byte(answer)
+	return serveRaw(t, func(nc *net.TCPConn, _ *bufio.Reader) {
+		buf := make([]byte, 4096)
+		_ = nc.SetDeadline(time.Time{})
+		for {
+			n, err := nc.Read(buf)
+			if err != nil {
+				return
+			}
+			if !bytes.HasSuffix(buf[:n], []byte("\r\n\r\n")) {
+				continue
+			}
+			if _, err := nc.Write(out); err != nil {
+				return
+			}
+		}
+	})
+}
+
+const (
+	smallAnswer = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nDate: Sun, 22 Nov 2026 00:00:00 GMT\r\nContent-Length: 5\r\n\r\nhello"
+	smallHead   = "GET /v1/items?page=2 HTTP/1.1\r\nHost: api.example\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+)
 
 // readHead reads lines up to the empty one and returns them.
 func readHead(r *bufio.Reader) (string, error) {
