@@ -44,7 +44,8 @@ func TestPick(t *testing.T) {
 		"never one that was tried":        {[]balance.Candidate{loaded(0, 0), loaded(0, 5), loaded(0, 6)}, []int{0}, map[int]bool{1: true}},
 		"all were tried":                  {[]balance.Candidate{loaded(0, 0), loaded(1, 0)}, []int{1, 0}, map[int]bool{-1: true}},
 		"equals share": {
-			[]balance.Candidate{loaded(0, 2), loaded(0, 2), loaded(0, 2)}, nil,
+			[]balance.Candidate{loaded(0, 2), loaded(0, 2), loaded(0, 2)},
+			nil,
 			map[int]bool{0: true, 1: true, 2: true},
 		},
 	}
