@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/acl"
@@ -139,23 +138,23 @@ func chunks(all []registration) func(yield func([]registration) bool) {
 // permission is taken out of keep, so that an older registration goes too; what
 // is refused for another reason leaves the older one in force.
 func (s *Server) registerChunk(ctx context.Context, c caller, chunk []registration, keep map[catalog.InstanceKey]bool) ([]*meshpb.Refusal, error) {
-	var refused error
+	var refused []error // in the order of chunk
 	permitted := true
 	_, err := s.state.Update(ctx, func(tx *state.Tx) error {
-		refused, permitted = nil, true
 		if err := s.admit(tx, c); err != nil {
 			return err
 		}
 		name := chunk[0].key.Service
-		if node, _ := state.Nodes.Get(tx, c.node); node.Err != nil || !node.Value.MayRun(name) {
-			permitted = false
-			refused = fmt.Errorf("node %s may not run %s: add it to the services of the node", c.node, name.Short())
+		node, _ := state.Nodes.Get(tx, c.node)
+		if permitted = node.Err == nil && node.Value.MayRun(name); !permitted {
+			refused = slices.Repeat([]error{fmt.Errorf("node %s may not run %s: add it to the services of the node", c.node, name.Short())}, len(chunk))
 			return nil
 		}
-		if refused = agree(tx, chunk); refused != nil {
-			return nil
-		}
-		for _, r := range chunk {
+		refused = agree(tx, chunk)
+		for i, r := range chunk {
+			if refused[i] != nil {
+				continue
+			}
 			if err := state.Instances.PutRaw(tx, r.key, r.raw.GetInstance()); err != nil {
 				return fmt.Errorf("instance %s: %w", r.key, err)
 			}
@@ -165,56 +164,61 @@ func (s *Server) registerChunk(ctx context.Context, c caller, chunk []registrati
 		}
 		return nil
 	})
-	if err == nil && refused == nil {
-		return nil, nil
-	}
 	if err != nil {
-		if _, is := status.FromError(err); is || len(chunk) == 0 {
-			return nil, err //nolint:wrapcheck // a refusal of the node as a whole
-		}
-		return nil, fmt.Errorf("register: %w", err)
+		return nil, err //nolint:wrapcheck // made into a gRPC status by the caller, or one already
 	}
-	out := make([]*meshpb.Refusal, 0, len(chunk))
+	var out []*meshpb.Refusal
 	for i, r := range chunk {
 		if !permitted {
 			delete(keep, r.key)
 		}
-		out = append(out, refusal(r, i, refused))
+		if refused[i] != nil {
+			out = append(out, refusal(r, i, refused[i]))
+		}
 	}
 	return out, nil
 }
 
-// agree compares the definitions with the central service, and creates it if
-// there is none. Namespaces are never created so: a mistyped one is an error.
-func agree(tx *state.Tx, chunk []registration) error {
+// agree returns, for each definition, in what it differs from the central service,
+// which is created from the first one if there is none. Namespaces are never
+// created so: a mistyped one is an error.
+func agree(tx *state.Tx, chunk []registration) []error {
 	name := chunk[0].key.Service
-	if _, ok := state.Namespaces.Get(tx, name.Namespace); !ok {
-		var known []string
-		for ns := range state.Namespaces.All(tx) {
-			known = append(known, ns)
-		}
-		hint := ""
-		if c := catalog.Closest(name.Namespace, known); c != "" {
-			hint = fmt.Sprintf(" (did you mean %q?)", c)
-		}
-		return fmt.Errorf("namespace %s does not exist%s: create it first", name.Namespace, hint)
+	if err := namespaceExists(tx, name.Namespace); err != nil {
+		return slices.Repeat([]error{err}, len(chunk))
 	}
 	central, exists := state.Services.Get(tx, name)
 	if !exists {
 		if err := state.Services.PutRaw(tx, name, chunk[0].raw.GetService()); err != nil {
-			return fmt.Errorf("create the service: %w", err)
+			return slices.Repeat([]error{fmt.Errorf("create the service: %w", err)}, len(chunk))
 		}
 		central.Value = chunk[0].service
 	}
 	if central.Err != nil {
-		return fmt.Errorf("service %s can't be read by this server: %w", name.Short(), central.Err)
+		return slices.Repeat([]error{fmt.Errorf("service %s can't be read by this server: %w", name.Short(), central.Err)}, len(chunk))
 	}
-	for _, r := range chunk {
+	out := make([]error, len(chunk))
+	for i, r := range chunk {
 		if err := central.Value.Agrees(r.service); err != nil {
-			return fmt.Errorf("service %s: %w", name.Short(), err)
+			out[i] = fmt.Errorf("service %s: %w", name.Short(), err)
 		}
 	}
-	return nil
+	return out
+}
+
+func namespaceExists(tx *state.Tx, namespace string) error {
+	if _, ok := state.Namespaces.Get(tx, namespace); ok {
+		return nil
+	}
+	var known []string
+	for name := range state.Namespaces.All(tx) {
+		known = append(known, name)
+	}
+	hint := ""
+	if c := catalog.Closest(namespace, known); c != "" {
+		hint = fmt.Sprintf(" (did you mean %q?)", c)
+	}
+	return fmt.Errorf("namespace %s does not exist%s: create it first", namespace, hint)
 }
 
 // deregister removes those instances of a node, with their status, of which gone
