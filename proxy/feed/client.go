@@ -372,14 +372,16 @@ func (c *Client) plan(ctx context.Context, h Handler, p *Plan) {
 	}
 	parts := c.pending.parts
 	c.pending = nil
+	alone := c.alone
+	c.alone = false
 	res, err := c.take(ctx, h, parts)
 	if err != nil {
+		c.alone = alone
 		c.cfg.Log.LogAttrs(ctx, slog.LevelError, "plan refused, the last good one stays in force",
 			slog.String("position", p.Position.String()), slog.Any("error", err))
 		c.answer(ctx, Applied{Seq: p.Seq, Refused: err.Error(), RefusedPosition: p.Position})
 		return
 	}
-	c.alone = false
 	c.answer(ctx, Applied{Seq: p.Seq, Closed: res.Closed, Open: res.Open})
 	if c.cfg.Cache != nil {
 		if err := c.cfg.Cache.SavePlan(slices.Collect(maps.Values(parts))); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -43,7 +44,10 @@ func (r *socketReader) Read(p []byte) (int, error) {
 	if flags&unix.MSG_CTRUNC != 0 {
 		return 0, fmt.Errorf("%w: descriptors were lost, the limit of open files may be reached", ErrFrame)
 	}
-	return n, err
+	if n <= 0 && err == nil {
+		err = io.EOF
+	}
+	return max(n, 0), err
 }
 
 func (r *socketReader) claim(oob []byte) error {
