@@ -20,13 +20,13 @@ type row struct {
 
 var repeat = regexp.MustCompile(`\{(\d+):(.)\}`)
 
-func corpus(t testing.TB, name string) []row {
-	t.Helper()
+func corpus(tb testing.TB, name string) []row {
+	tb.Helper()
 	f, err := os.Open(filepath.Join("testdata", name))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	var rows []row
 	scanner := bufio.NewScanner(f)
 	for n := 1; scanner.Scan(); n++ {
@@ -35,29 +35,29 @@ func corpus(t testing.TB, name string) []row {
 			continue
 		}
 		cells := strings.Split(text, "\t")
-		r := row{line: n, want: cells[0], in: unquote(t, n, cells[1])}
+		r := row{line: n, want: cells[0], in: unquote(tb, n, cells[1])}
 		if len(cells) > 2 {
-			r.data = unquote(t, n, cells[2])
+			r.data = unquote(tb, n, cells[2])
 		}
 		rows = append(rows, r)
 	}
 	if err := scanner.Err(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return rows
 }
 
-func unquote(t testing.TB, line int, cell string) string {
-	t.Helper()
+func unquote(tb testing.TB, line int, cell string) string {
+	tb.Helper()
 	s, err := strconv.Unquote(cell)
 	if err != nil {
-		t.Fatalf("line %d: %v", line, err)
+		tb.Fatalf("line %d: %v", line, err)
 	}
 	return repeat.ReplaceAllStringFunc(s, func(m string) string {
 		parts := repeat.FindStringSubmatch(m)
 		n, err := strconv.Atoi(parts[1])
 		if err != nil {
-			t.Fatalf("line %d: %v", line, err)
+			tb.Fatalf("line %d: %v", line, err)
 		}
 		return strings.Repeat(parts[2], n)
 	})

@@ -143,6 +143,7 @@ func checkAnnounced(v []byte) error {
 		switch lookup(item) {
 		case ContentLength, TransferEncoding, Trailer:
 			return errTrailerName
+		default:
 		}
 	}
 	return nil

@@ -7,6 +7,8 @@ type lines struct {
 	buf []byte
 	pos int
 	lim *Limits
+	// underscore admits it in names, whatever the limits say.
+	underscore bool
 }
 
 // next returns the next line without its CRLF, or ErrShort.
@@ -82,7 +84,7 @@ func (l *lines) field(line []byte, fields Fields) (Fields, error) {
 		return fields, errName
 	case colon == 0:
 		return fields, errName
-	case underscore && !l.lim.AllowUnderscore:
+	case underscore && !l.underscore && !l.lim.AllowUnderscore:
 		return fields, errUnderscore
 	}
 	value := trim(line[colon+1:])

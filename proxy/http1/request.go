@@ -155,7 +155,7 @@ func (r *Request) parseTarget() error {
 
 func (r *Request) splitPath(t []byte) error {
 	path, query := t, []byte(nil)
-	for i := 0; i < len(t); i++ {
+	for i := range t {
 		c := t[i]
 		switch {
 		case chars[c]&isTarget == 0:
@@ -222,6 +222,7 @@ func (r *Request) interpret() error {
 			if err := checkAnnounced(v); err != nil {
 				return err
 			}
+		default:
 		}
 	}
 	if hosts == 0 && (r.Minor > 0 || r.Absolute) {

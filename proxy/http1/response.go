@@ -29,9 +29,7 @@ func (r *Response) Reset() { *r = Response{Fields: r.Fields[:0], Length: -1} }
 // Underscores in names are always allowed: what an application says is its own
 // affair, as long as its framing is beyond doubt.
 func (r *Response) Parse(buf []byte, lim *Limits) (int, error) {
-	relaxed := *lim
-	relaxed.AllowUnderscore = true
-	l := lines{buf: buf, pos: r.scanned, lim: &relaxed}
+	l := lines{buf: buf, pos: r.scanned, lim: lim, underscore: true}
 	if r.scanned > 0 {
 		if err := l.skim(); err != nil {
 			r.scanned = l.pos
@@ -118,6 +116,7 @@ func (r *Response) interpret() error {
 			r.options.parse(v)
 		case Upgrade:
 			websocket = equalFold(v, "websocket")
+		default:
 		}
 	}
 	if f.chunked && r.Minor == 0 {

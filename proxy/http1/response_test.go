@@ -87,6 +87,28 @@ func TestResponseRefused(t *testing.T) {
 	}
 }
 
+func TestResponseDoesNotAllocate(t *testing.T) {
+	head := []byte("HTTP/1.1 200 OK\r\nServer: x\r\nDate: now\r\nConnection: keep-alive\r\nContent-Length: 3\r\n\r\n")
+	var r http1.Response
+	lim := defaults()
+	out := make([]byte, 0, 4096)
+	if n := testing.AllocsPerRun(1000, func() {
+		if _, err := r.Parse(head, lim); err != nil {
+			t.Fatal(err)
+		}
+		out = http1.AppendStatusLine(out[:0], r.Status, r.Reason)
+		out = http1.AppendFields(out, r.EndToEnd())
+		out = http1.AppendLength(out, r.Length)
+		out = append(out, http1.LineEnd...)
+	}); n != 0 {
+		t.Errorf("%v allocations per response, want 0", n)
+	}
+	const want = "HTTP/1.1 200 OK\r\nServer: x\r\nDate: now\r\nContent-Length: 3\r\n\r\n"
+	if string(out) != want {
+		t.Errorf("got %q, want %q", out, want)
+	}
+}
+
 // FuzzResponse holds that what is accepted here, net/http accepts with the
 // same status and framing.
 func FuzzResponse(f *testing.F) {
@@ -107,12 +129,14 @@ func FuzzResponse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q accepted, but net/http says %v", head[:n], err)
 		}
+		defer func() { _ = std.Body.Close() }() // nothing of it is read
 		want := r.Length
 		switch r.BodyFor([]byte(method)) {
 		case http1.NoBody:
 			return
 		case http1.Chunked, http1.UntilClose:
 			want = -1
+		case http1.Sized:
 		}
 		if std.StatusCode != r.Status || std.ContentLength != want {
 			t.Fatalf("%q: got %d with length %d, net/http says %d with length %d", head[:n], r.Status, want, std.StatusCode, std.ContentLength)

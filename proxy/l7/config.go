@@ -18,7 +18,7 @@ type ServerConfig struct {
 	// served it, after its last byte. It must not block, and must copy what it
 	// keeps.
 	Sink func(*Record)
-	// Log gets what only an operator can act on. Required.
+	// Log gets faults of this proxy itself, with their error id. nil logs none.
 	Log *slog.Logger
 	// HeadTimeout is from a head's first byte to its last; 10 s.
 	HeadTimeout time.Duration

@@ -20,34 +20,34 @@ func quietServer(cfg *l7.ServerConfig) {
 }
 
 // exchanges runs n requests, one after the other, on one connection.
-func exchanges(t testing.TB, c *client, n int, request []byte, answer int) {
-	t.Helper()
+func exchanges(tb testing.TB, c *client, n int, request []byte, answer int) {
+	tb.Helper()
 	buf := make([]byte, 64<<10)
 	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for range n {
 		if _, err := c.Write(request); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := io.ReadAtLeast(c.TCPConn, buf, answer); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 }
 
 // answerSize asks once and returns how long the proxy's answer is.
-func answerSize(t testing.TB, c *client, request []byte) int {
-	t.Helper()
+func answerSize(tb testing.TB, c *client, request []byte) int {
+	tb.Helper()
 	if _, err := c.Write(request); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	total := 0
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := c.Read(buf)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		total += n
 		if i := bytes.Index(buf[:total], []byte("\r\n\r\n")); i >= 0 {
@@ -61,7 +61,7 @@ func answerSize(t testing.TB, c *client, request []byte) int {
 // own client and upstream included, which make none.
 func TestMallocsPerRequest(t *testing.T) {
 	const n = 100_000
-	p := start(t, options{upstream: echoUpstream(t, smallAnswer), server: quietServer})
+	p := start(t, options{upstream: echoUpstream(t), server: quietServer})
 	c := connect(t, p.addr)
 	request := []byte(smallHead)
 	size := answerSize(t, c, request)
@@ -80,14 +80,15 @@ func TestMallocsPerRequest(t *testing.T) {
 // BenchmarkProxied reports the CPU time of client, proxy and upstream together:
 // they share the process. BenchmarkDirect is the same without the proxy.
 func BenchmarkProxied(b *testing.B) {
-	p := start(b, options{upstream: echoUpstream(b, smallAnswer), server: quietServer})
+	p := start(b, options{upstream: echoUpstream(b), server: quietServer})
 	benchmark(b, p.addr)
 }
 
 // BenchmarkDirect is what client and upstream cost alone.
-func BenchmarkDirect(b *testing.B) { benchmark(b, echoUpstream(b, smallAnswer)) }
+func BenchmarkDirect(b *testing.B) { benchmark(b, echoUpstream(b)) }
 
 func benchmark(b *testing.B, addr string) {
+	b.Helper()
 	request := []byte(smallHead)
 	c := connect(b, addr)
 	size := answerSize(b, c, request)
@@ -99,11 +100,11 @@ func benchmark(b *testing.B, addr string) {
 	b.ReportMetric(float64((cpu(b)-start).Nanoseconds())/float64(b.N), "cpu-ns/op")
 }
 
-func cpu(t testing.TB) time.Duration {
-	t.Helper()
+func cpu(tb testing.TB) time.Duration {
+	tb.Helper()
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

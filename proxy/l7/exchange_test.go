@@ -22,20 +22,20 @@ import (
 )
 
 // chain is HTTP/1 → n framed connections → HTTP/1.
-func chain(t testing.TB, upstream string, n int) *proxy {
-	t.Helper()
+func chain(tb testing.TB, upstream string, n int) *proxy {
+	tb.Helper()
 	far := l7.NewPool(l7.PoolConfig{Dial: dialer(upstream)})
 	var next l7.Upstream = far
 	for range n {
 		inner := next
 		up, stop := framed(handler(func(ex *l7.Exchange) l7.Response { return inner.Forward(ex) }))
-		t.Cleanup(stop)
+		tb.Cleanup(stop)
 		next = up
 	}
-	p := start(t, options{upstream: upstream, handler: func(*proxy) l7.Handler {
+	p := start(tb, options{upstream: upstream, handler: func(*proxy) l7.Handler {
 		return handler(func(ex *l7.Exchange) l7.Response { return next.Forward(ex) })
 	}})
-	t.Cleanup(far.CloseIdle)
+	tb.Cleanup(far.CloseIdle)
 	return p
 }
 
@@ -73,7 +73,7 @@ func TestTransportsMeet(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					defer resp.Body.Close()
+					defer func() { _ = resp.Body.Close() }() // read to its end
 					got, err := io.ReadAll(resp.Body)
 					if err != nil || !bytes.Equal(got, body) || resp.Trailer.Get("X-Sum") != fmt.Sprint(i) || hints != 1 {
 						t.Errorf("exchange %d: %d bytes of %d, %v, trailers %v, %d hints", i, len(got), len(body), err, resp.Trailer, hints)
@@ -111,7 +111,7 @@ func TestAbortsCrossTransports(t *testing.T) {
 		t.Run(fmt.Sprint(hops, " hops, upstream breaks off"), func(t *testing.T) {
 			upstream := serveRaw(t, func(nc *net.TCPConn, r *bufio.Reader) {
 				if _, err := readHead(r); err == nil {
-					fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+					say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
 				}
 			})
 			c := connect(t, chain(t, upstream, hops).addr)
@@ -123,7 +123,7 @@ func TestAbortsCrossTransports(t *testing.T) {
 		t.Run(fmt.Sprint(hops, " hops, early response"), func(t *testing.T) {
 			upstream := serveRaw(t, func(nc *net.TCPConn, r *bufio.Reader) {
 				if _, err := readHead(r); err == nil {
-					fmt.Fprint(nc, "HTTP/1.1 413 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+					say(nc, "HTTP/1.1 413 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
 				}
 			})
 			c := connect(t, chain(t, upstream, hops).addr)

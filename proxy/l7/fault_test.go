@@ -21,6 +21,7 @@ import (
 
 func TestOwnErrors(t *testing.T) {
 	deadPort := func(t *testing.T) string {
+		t.Helper()
 		ln := listen(t)
 		if err := ln.Close(); err != nil {
 			t.Fatal(err)
@@ -29,9 +30,10 @@ func TestOwnErrors(t *testing.T) {
 	}
 	answer := func(text string) func(t *testing.T) string {
 		return func(t *testing.T) string {
+			t.Helper()
 			return serveRaw(t, func(nc *net.TCPConn, r *bufio.Reader) {
 				if _, err := readHead(r); err == nil {
-					fmt.Fprint(nc, text)
+					say(nc, "%s", text)
 				}
 			})
 		}
@@ -132,7 +134,7 @@ func TestDeadPooledConnections(t *testing.T) {
 			if _, err := readHead(r); err != nil {
 				return
 			}
-			fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	})
 	// A busy machine may take long for one of the 5,000 connections.
@@ -165,8 +167,8 @@ func TestUnaskedBytesAreNotAnAnswer(t *testing.T) {
 		if _, err := readHead(r); err != nil {
 			return
 		}
-		fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-		fmt.Fprint(nc, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\n\r\nevil")
+		say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		say(nc, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\n\r\nevil")
 		sent <- struct{}{}
 		_, _ = readHead(r)
 	})
@@ -253,7 +255,7 @@ func TestClientVanishesInTheResponse(t *testing.T) {
 			seen <- err
 			return
 		}
-		fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+		say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
 		var err error
 		for block := make([]byte, 64<<10); err == nil; {
 			_, err = nc.Write(block)
@@ -286,7 +288,7 @@ func TestUpstreamBreaksOff(t *testing.T) {
 	} {
 		upstream := serveRaw(t, func(nc *net.TCPConn, r *bufio.Reader) {
 			if _, err := readHead(r); err == nil {
-				fmt.Fprint(nc, "HTTP/1.1 200 OK\r\n"+head)
+				say(nc, "HTTP/1.1 200 OK\r\n%s", head)
 			}
 		})
 		p := start(t, options{upstream: upstream})
@@ -301,7 +303,7 @@ func TestUpstreamBreaksOff(t *testing.T) {
 func TestEarlyResponse(t *testing.T) {
 	upstream := serveRaw(t, func(nc *net.TCPConn, r *bufio.Reader) {
 		if _, err := readHead(r); err == nil {
-			fmt.Fprint(nc, "HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nstop")
+			say(nc, "HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nstop")
 		}
 	})
 	p := start(t, options{upstream: upstream})
@@ -343,12 +345,12 @@ func TestWebSocket(t *testing.T) {
 			return
 		}
 		if strings.HasPrefix(head, "GET /refuse") {
-			fmt.Fprint(nc, "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
+			say(nc, "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
 			head, err = readHead(r)
 			if err != nil || !strings.HasPrefix(head, "GET /next") {
 				t.Errorf("after a refusal: %q, %v", head, err)
 			}
-			fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
+			say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
 			return
 		}
 		// No byte of the client may be here before the 101.
@@ -359,9 +361,9 @@ func TestWebSocket(t *testing.T) {
 		}
 		early <- r.Buffered()
 		_ = nc.SetReadDeadline(time.Now().Add(20 * time.Second))
-		fmt.Fprint(nc, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\nhello")
+		say(nc, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\nhello")
 		_, _ = io.Copy(nc, r)
-		fmt.Fprint(nc, "bye")
+		say(nc, "bye")
 	})
 	p := start(t, options{upstream: upstream})
 	const head = "GET %s HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\n\r\n"
@@ -398,6 +400,7 @@ func TestWebSocket(t *testing.T) {
 
 func TestTimeouts(t *testing.T) {
 	hang := func(t *testing.T) string {
+		t.Helper()
 		return serveRaw(t, func(_ *net.TCPConn, r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) })
 	}
 	t.Run("deadline", func(t *testing.T) {
@@ -443,7 +446,7 @@ func TestTimeouts(t *testing.T) {
 		connect(t, p.addr).ended()
 	})
 	t.Run("unused upstream connection", func(t *testing.T) {
-		p := start(t, options{upstream: echoUpstream(t, smallAnswer), pool: func(c *l7.PoolConfig) { c.IdleTimeout = 50 * time.Millisecond }})
+		p := start(t, options{upstream: echoUpstream(t), pool: func(c *l7.PoolConfig) { c.IdleTimeout = 50 * time.Millisecond }})
 		c := connect(t, p.addr)
 		c.send(smallHead)
 		c.response("GET")
@@ -476,7 +479,7 @@ func TestDrain(t *testing.T) {
 			close(inside)
 			<-release
 		}
-		fmt.Fprint(w, "ok")
+		say(w, "ok")
 	})
 	p := start(t, options{upstream: upstream})
 	idle, busy := connect(t, p.addr), connect(t, p.addr)
@@ -535,7 +538,7 @@ func TestSlowPeersHoldLittle(t *testing.T) {
 		if _, err := readHead(r); err != nil {
 			return
 		}
-		fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
+		say(nc, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
 		block := bytes.Repeat([]byte("x"), 1<<20)
 		for range size / len(block) {
 			if _, err := nc.Write(block); err != nil {
@@ -564,7 +567,7 @@ func TestSlowPeersHoldLittle(t *testing.T) {
 
 func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
 	const n = 300
-	p := start(t, options{upstream: echoUpstream(t, smallAnswer)})
+	p := start(t, options{upstream: echoUpstream(t)})
 	var clients []*client
 	for range n {
 		c := connect(t, p.addr)

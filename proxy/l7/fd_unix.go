@@ -10,7 +10,7 @@ const errWouldBlock = syscall.EAGAIN
 func readFD(fd uintptr, p []byte) (int, error) {
 	for {
 		n, err := syscall.Read(int(fd), p)
-		if err != syscall.EINTR { //nolint:errorlint // an errno as the system call returns it
+		if err != syscall.EINTR {
 			return max(n, 0), err
 		}
 	}
@@ -22,7 +22,7 @@ func peekFD(fd uintptr) (int, error) {
 	var one [1]byte
 	for {
 		n, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		if err != syscall.EINTR { //nolint:errorlint // an errno as the system call returns it
+		if err != syscall.EINTR {
 			return max(n, 0), err
 		}
 	}

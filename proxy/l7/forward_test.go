@@ -18,34 +18,29 @@ import (
 	"github.com/meshd/meshd/proxy/l7"
 )
 
-func httpClient(t testing.TB) *http.Client {
-	t.Helper()
+func httpClient(tb testing.TB) *http.Client {
+	tb.Helper()
 	tr := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
-	t.Cleanup(tr.CloseIdleConnections)
+	tb.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-func newRequest(t testing.TB, method, url string, body io.Reader) *http.Request {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+func newRequest(tb testing.TB, method, url string, body io.Reader) *http.Request {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), method, url, body)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return req
 }
 
-func do(t testing.TB, c *http.Client, req *http.Request) (*http.Response, string) {
-	t.Helper()
+func do(tb testing.TB, c *http.Client, req *http.Request) (answered, string) {
+	tb.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp, string(body)
+	return whole(tb, resp)
 }
 
 // TestMessages sends what applications send through the proxy, between
@@ -60,14 +55,14 @@ func TestMessages(t *testing.T) {
 		case "/chunked":
 			w.WriteHeader(http.StatusOK)
 			for _, part := range []string{"one ", "two ", "three"} {
-				fmt.Fprint(w, part)
+				say(w, "%s", part)
 				if f, ok := w.(http.Flusher); ok {
 					f.Flush()
 				}
 			}
 		case "/trailers":
 			w.Header().Set("Trailer", "X-Sum")
-			fmt.Fprintf(w, "%s", body)
+			say(w, "%s", body)
 			w.Header().Set("X-Sum", r.Trailer.Get("X-In"))
 		case "/204":
 			w.WriteHeader(http.StatusNoContent)
@@ -76,12 +71,12 @@ func TestMessages(t *testing.T) {
 			w.WriteHeader(http.StatusNotModified)
 		case "/close":
 			w.Header().Set("Connection", "close")
-			fmt.Fprint(w, "bye")
+			say(w, "bye")
 		case "/large":
 			w.Header().Set("Content-Length", "1000000")
 			_, _ = w.Write(bytes.Repeat([]byte("x"), 1000000))
 		default:
-			fmt.Fprintf(w, "%s %s %d %q", r.Method, r.URL.Path, r.ContentLength, body)
+			say(w, "%s %s %d %q", r.Method, r.URL.Path, r.ContentLength, body)
 		}
 	})
 	p := start(t, options{upstream: upstream})
@@ -132,7 +127,7 @@ func TestConnectionsAreKept(t *testing.T) {
 			if _, err := readHead(r); err != nil {
 				return
 			}
-			fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+			say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	})
 	p := start(t, options{upstream: upstream})
@@ -151,7 +146,7 @@ func TestConnectionsAreKept(t *testing.T) {
 func TestPipelining(t *testing.T) {
 	upstream := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "%s%s", r.URL.Path, body)
+		say(w, "%s%s", r.URL.Path, body)
 	})
 	p := start(t, options{upstream: upstream})
 	c := connect(t, p.addr)
@@ -177,7 +172,7 @@ func TestForwardedHead(t *testing.T) {
 				return
 			}
 			heads <- head
-			fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x-hop\r\nX-Hop: 1\r\nX-End: 2\r\nKeep-Alive: timeout=5\r\n\r\n")
+			say(nc, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x-hop\r\nX-Hop: 1\r\nX-End: 2\r\nKeep-Alive: timeout=5\r\n\r\n")
 		}
 	})
 	p := start(t, options{upstream: upstream, info: l7.ConnInfo{ForwardedClientCert: "By=spiffe://a/x;URI=spiffe://a/y", Authority: "fallback"}})
@@ -222,7 +217,7 @@ func TestInterimResponses(t *testing.T) {
 		w.Header().Set("Link", "</a.css>; rel=preload")
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusEarlyHints)
-		fmt.Fprint(w, "done")
+		say(w, "done")
 	})
 	p := start(t, options{upstream: upstream})
 	seen := 0
@@ -250,7 +245,7 @@ func TestExpectContinue(t *testing.T) {
 			return
 		}
 		body, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "got %s", body)
+		say(w, "got %s", body)
 	})
 	p := start(t, options{upstream: upstream})
 	c := connect(t, p.addr)
@@ -285,7 +280,7 @@ func TestLargeBodies(t *testing.T) {
 	for _, path := range []string{"/sized", "/chunked"} {
 		t.Run(path, func(t *testing.T) {
 			sent, received := sha256.New(), sha256.New()
-			var body io.Reader = io.TeeReader(io.LimitReader(&pattern{}, size), sent)
+			body := io.TeeReader(io.LimitReader(&pattern{}, size), sent)
 			req := newRequest(t, "POST", "http://"+p.addr+path, body)
 			if path == "/sized" {
 				req.ContentLength = size
@@ -294,7 +289,7 @@ func TestLargeBodies(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer resp.Body.Close()
+			defer func() { _ = resp.Body.Close() }() // read to its end
 			n, err := io.Copy(received, resp.Body)
 			if err != nil || n != size || !bytes.Equal(sent.Sum(nil), received.Sum(nil)) {
 				t.Errorf("got %d bytes, %v, sums equal %v", n, err, bytes.Equal(sent.Sum(nil), received.Sum(nil)))

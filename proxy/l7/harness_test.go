@@ -42,7 +42,6 @@ type proxy struct {
 
 	mu      sync.Mutex
 	conns   map[*l7.Conn]struct{}
-	records []record
 	told    chan record
 	serving sync.WaitGroup
 }
@@ -58,8 +57,8 @@ type options struct {
 
 // start runs a proxy until the test ends, and then requires that every
 // connection's Serve has returned.
-func start(t testing.TB, o options) *proxy {
-	t.Helper()
+func start(tb testing.TB, o options) *proxy {
+	tb.Helper()
 	p := &proxy{conns: map[*l7.Conn]struct{}{}, told: make(chan record, 4096)}
 	pool := l7.PoolConfig{Dial: dialer(o.upstream)}
 	if o.pool != nil {
@@ -75,7 +74,7 @@ func start(t testing.TB, o options) *proxy {
 		o.server(&cfg)
 	}
 	p.srv = l7.NewServer(cfg)
-	ln := listen(t)
+	ln := listen(tb)
 	p.addr = ln.Addr().String()
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
@@ -84,12 +83,12 @@ func start(t testing.TB, o options) *proxy {
 			if err != nil {
 				return
 			}
-			p.serving.Go(func() { p.serve(t.Context(), nc, o) })
+			p.serving.Go(func() { p.serve(tb.Context(), nc, o) })
 		}
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := ln.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		accepting.Wait()
 		for _, c := range p.live() {
@@ -159,37 +158,37 @@ func dialer(addr string) func(context.Context) (net.Conn, error) {
 	}
 }
 
-func listen(t testing.TB) net.Listener {
-	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+func listen(tb testing.TB) net.Listener {
+	tb.Helper()
+	ln, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return ln
 }
 
 // serveHTTP runs net/http as the application.
-func serveHTTP(t testing.TB, h http.HandlerFunc) string {
-	t.Helper()
-	ln := listen(t)
+func serveHTTP(tb testing.TB, h http.HandlerFunc) string {
+	tb.Helper()
+	ln := listen(tb)
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := srv.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return ln.Addr().String()
 }
 
 // serveRaw gives each connection to serve, which owns it until it returns.
-func serveRaw(t testing.TB, serve func(nc *net.TCPConn, r *bufio.Reader)) string {
-	t.Helper()
-	ln := listen(t)
+func serveRaw(tb testing.TB, serve func(nc *net.TCPConn, r *bufio.Reader)) string {
+	tb.Helper()
+	ln := listen(tb)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -198,7 +197,7 @@ func serveRaw(t testing.TB, serve func(nc *net.TCPConn, r *bufio.Reader)) string
 				return
 			}
 			wg.Go(func() {
-				defer nc.Close()
+				defer func() { _ = nc.Close() }() // the test may have reset it
 				if tcp, ok := nc.(*net.TCPConn); ok {
 					_ = tcp.SetDeadline(time.Now().Add(20 * time.Second))
 					serve(tcp, bufio.NewReader(tcp))
@@ -206,21 +205,21 @@ func serveRaw(t testing.TB, serve func(nc *net.TCPConn, r *bufio.Reader)) string
 			})
 		}
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := ln.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		wg.Wait()
 	})
 	return ln.Addr().String()
 }
 
-// echoUpstream answers every request head with the same bytes, without
+// echoUpstream answers every request head with smallAnswer, without
 // allocating per request.
-func echoUpstream(t testing.TB, answer string) string {
-	t.Helper()
-	out := []byte(answer)
-	return serveRaw(t, func(nc *net.TCPConn, _ *bufio.Reader) {
+func echoUpstream(tb testing.TB) string {
+	tb.Helper()
+	out := []byte(smallAnswer)
+	return serveRaw(tb, func(nc *net.TCPConn, _ *bufio.Reader) {
 		buf := make([]byte, 4096)
 		_ = nc.SetDeadline(time.Time{})
 		for {
@@ -260,56 +259,72 @@ func readHead(r *bufio.Reader) (string, error) {
 
 // client is a raw connection to a proxy.
 type client struct {
-	t testing.TB
+	tb testing.TB
 	*net.TCPConn
 	r *bufio.Reader
 }
 
-func connect(t testing.TB, addr string) *client {
-	t.Helper()
-	nc, err := dialer(addr)(t.Context())
+func connect(tb testing.TB, addr string) *client {
+	tb.Helper()
+	nc, err := dialer(addr)(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {
-		t.Fatalf("got a %T", nc)
+		tb.Fatalf("got a %T", nc)
 	}
 	if err := tcp.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = tcp.Close() })
-	return &client{t, tcp, bufio.NewReader(tcp)}
+	tb.Cleanup(func() { _ = tcp.Close() })
+	return &client{tb, tcp, bufio.NewReader(tcp)}
 }
 
 func (c *client) send(format string, args ...any) {
-	c.t.Helper()
+	c.tb.Helper()
 	if _, err := fmt.Fprintf(c.TCPConn, format, args...); err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
+}
+
+// answered is what tests look at of a response.
+type answered struct {
+	StatusCode      int
+	Header, Trailer http.Header
+	Close           bool
+}
+
+// whole reads a response to its end.
+func whole(tb testing.TB, resp *http.Response) (answered, string) {
+	tb.Helper()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return answered{resp.StatusCode, resp.Header, resp.Trailer, resp.Close}, string(body)
 }
 
 // response reads one response, body included.
-func (c *client) response(method string) (*http.Response, string) {
-	c.t.Helper()
+func (c *client) response(method string) (answered, string) {
+	c.tb.Helper()
 	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
 	if err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := resp.Body.Close(); err != nil {
-		c.t.Fatal(err)
-	}
-	return resp, string(body)
+	return whole(c.tb, resp)
 }
+
+// say writes to a peer who may be gone: what he reads is for the test to check.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 
 // ended requires the connection's orderly end.
 func (c *client) ended() {
-	c.t.Helper()
+	c.tb.Helper()
 	if b, err := c.r.ReadByte(); !errors.Is(err, io.EOF) {
-		c.t.Fatalf("got byte %q, %v; want the end of the connection", b, err)
+		c.tb.Fatalf("got byte %q, %v; want the end of the connection", b, err)
 	}
 }

@@ -3,6 +3,7 @@ package l7
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -238,7 +239,8 @@ func (j *job) final(head *ResponseHead, resp Response) *Error {
 	if head.Status == 101 {
 		return j.tunnel(append(append(out, http1.LineWebSocket...), http1.LineEnd...), resp)
 	}
-	if _, own := resp.(*reply); own && !j.src.eof.Load() && !j.buffered() {
+	// The head tells our own replies, whatever a handler wrapped around them.
+	if head == &j.ex.reply.head && !j.src.eof.Load() && !j.buffered() {
 		j.close = true // whether its body comes, nobody knows
 	}
 	j.close = j.close || !j.parser.KeepAlive || j.conn.leaving()
@@ -316,6 +318,10 @@ func (j *job) record(failed *Error) {
 	if failed != nil {
 		r.Reason, r.Err = failed.Reason, failed
 	}
+	if log := j.conn.srv.cfg.Log; r.Reason == Internal && log != nil {
+		log.Error("an exchange failed by a fault of this proxy",
+			slog.String("error_id", r.ErrorID), slog.String("source", r.Source.String()), slog.Any("error", r.Err))
+	}
 	if sink := j.conn.srv.cfg.Sink; sink != nil {
 		sink(r)
 	}
@@ -324,12 +330,8 @@ func (j *job) record(failed *Error) {
 // refuse answers a head that the codec refused.
 func (j *job) refuse(err error) error {
 	refused := &Error{Reason: BadRequest, Err: err}
-	var e *http1.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*http1.Error](err); ok {
 		refused.Status, refused.Detail = e.Status, e.Reason
-		if e.Status == 501 && j.parser.Method != nil {
-			refused.Reason = BadRequest
-		}
 	}
 	return j.answer(refused)
 }
@@ -345,8 +347,7 @@ func (j *job) answer(err *Error) error {
 	j.parser = http1.Request{Fields: j.parser.Fields[:0], Minor: 1}
 	j.src.eof.Store(true)
 	resp := j.ex.Fail(err)
-	head, _ := resp.Head(nil) //nolint:errcheck // a reply has its head
-	failed := j.final(head, resp)
+	failed := j.final(&j.ex.reply.head, resp)
 	j.record(failed)
 	if failed != nil {
 		return failed

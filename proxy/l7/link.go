@@ -44,7 +44,6 @@ type link struct {
 	closed      atomic.Bool
 
 	try  func(fd uintptr) bool // reads into buf; made once, so that reading does not allocate
-	buf  []byte
 	n    int
 	err  error
 	peek func(fd uintptr) bool

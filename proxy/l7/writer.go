@@ -162,8 +162,7 @@ func (b *bodyWriter) pipe(head []byte, body Body) (pulled *Error, written error)
 
 // asError returns err as what bodies and responses fail with.
 func asError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
 	return &Error{Reason: Internal, Err: err}
