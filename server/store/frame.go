@@ -115,7 +115,7 @@ func (f *frameReader) number() uint64 {
 // blob reads at most limit bytes, so that a damaged length can't exhaust memory.
 func (f *frameReader) blob(limit int) []byte {
 	n := f.number()
-	if f.err == nil && n > uint64(limit) {
+	if f.err == nil && n > uint64(limit) { //nolint:gosec // limit is a positive constant
 		f.fail(fmt.Errorf("a field of %d bytes, at most %d", n, limit))
 	}
 	if f.err != nil {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -133,7 +134,7 @@ func (m *Memory) Lead(ctx context.Context, fn func(context.Context) error) error
 
 // quiet turns the end of the caller's own context into nil.
 func quiet(ctx context.Context, err error) error {
-	if err == ctx.Err() {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil
 	}
 	return err

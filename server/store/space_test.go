@@ -210,8 +210,8 @@ func TestSpaceIsDeterministic(t *testing.T) {
 }
 
 // filled is a space with a bit of everything.
-func filled(t testing.TB) *store.Space {
-	t.Helper()
+func filled(tb testing.TB) *store.Space {
+	tb.Helper()
 	s := store.NewSpace()
 	s.Begin(genA)
 	for _, ops := range [][]store.Op{
@@ -219,13 +219,13 @@ func filled(t testing.TB) *store.Space {
 		{{Key: "a", Delete: true}, put("c", "")},
 	} {
 		if _, err := s.Commit(store.Txn{Ops: ops}, 0); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	s.Claim("server-1")
 	s.OpenStage(genB)
 	if err := s.WriteStage(genB, []store.Op{put("staged", "x")}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }

@@ -17,13 +17,6 @@ import (
 	"github.com/meshd/meshd/server/store/storetest"
 )
 
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(childDir); dir != "" {
-		os.Exit(child(dir))
-	}
-	os.Exit(m.Run())
-}
-
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // small is a configuration whose log rotates and whose state is saved often.
@@ -72,15 +65,18 @@ func serving(t *testing.T, m *member) *member {
 func TestSuite(t *testing.T) {
 	var members sync.Map // by engine
 	start := func(t *testing.T, cfg raftstore.Config) store.Engine {
+		t.Helper()
 		m := serving(t, run(t, cfg))
 		members.Store(m.Engine, m)
 		return m.Engine
 	}
 	storetest.Run(t, storetest.Factory{
 		Open: func(t *testing.T) store.Engine {
+			t.Helper()
 			return start(t, small(filepath.Join(t.TempDir(), "state")))
 		},
 		Reopen: func(t *testing.T, e store.Engine) store.Engine {
+			t.Helper()
 			found, _ := members.Load(e)
 			m, ok := found.(*member)
 			if !ok {
@@ -106,14 +102,20 @@ func TestValidate(t *testing.T) {
 	}{
 		{"good", func(*raftstore.Config) {}, ""},
 		{"no directory", func(c *raftstore.Config) { c.Dir = "" }, "Dir: name the state directory"},
-		{"no name", func(c *raftstore.Config) { c.ID = "" },
-			"ID: name this server\nMembers: a server needs an ID and an Address, one has \"\" and \"local\""},
+		{
+			"no name", func(c *raftstore.Config) { c.ID = "" },
+			"ID: name this server\nMembers: a server needs an ID and an Address, one has \"\" and \"local\"",
+		},
 		{"small segments", func(c *raftstore.Config) { c.SegmentBytes = 4096 }, "SegmentBytes: 4096 is less than 1048576"},
 		{"long lease", func(c *raftstore.Config) { c.LeaderLease = time.Second }, "LeaderLease: 1s is more than HeartbeatTimeout, 500ms"},
-		{"short election", func(c *raftstore.Config) { c.ElectionTimeout = time.Millisecond },
-			"ElectionTimeout: 1ms is less than HeartbeatTimeout, 500ms"},
-		{"stranger", func(c *raftstore.Config) { c.Members = []raftstore.Member{{ID: "b", Address: "b"}} },
-			"Members: this server, \"a\", is not among them"},
+		{
+			"short election", func(c *raftstore.Config) { c.ElectionTimeout = time.Millisecond },
+			"ElectionTimeout: 1ms is less than HeartbeatTimeout, 500ms",
+		},
+		{
+			"stranger", func(c *raftstore.Config) { c.Members = []raftstore.Member{{ID: "b", Address: "b"}} },
+			"Members: this server, \"a\", is not among them",
+		},
 		{"many without a transport", func(c *raftstore.Config) {
 			c.Members = []raftstore.Member{{ID: "a", Address: "a"}, {ID: "b", Address: "b"}}
 		}, "Members: 2 servers need a Transport"},

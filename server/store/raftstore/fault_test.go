@@ -131,14 +131,22 @@ func TestDamageIsRefused(t *testing.T) {
 		every  uint64 // log entries per snapshot
 		damage func(t *testing.T, dir string)
 	}{
-		{"log entry", 1 << 20, func(t *testing.T, dir string) { flip(t, newest(t, dir+"/wal/*.wal")) }},
-		{"snapshot", 20, func(t *testing.T, dir string) { flip(t, newest(t, dir+"/snapshots/*/state.bin")) }},
+		{"log entry", 1 << 20, func(t *testing.T, dir string) {
+			t.Helper()
+			flip(t, newest(t, dir+"/wal/*.wal"))
+		}},
+		{"snapshot", 20, func(t *testing.T, dir string) {
+			t.Helper()
+			flip(t, newest(t, dir+"/snapshots/*/state.bin"))
+		}},
 		{"snapshots are gone", 20, func(t *testing.T, dir string) {
+			t.Helper()
 			if err := os.RemoveAll(dir + "/snapshots"); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{"snapshot's description", 20, func(t *testing.T, dir string) {
+			t.Helper()
 			found, err := filepath.Glob(dir + "/snapshots/*/meta.json")
 			if err != nil || len(found) == 0 {
 				t.Fatal(found, err)
@@ -197,7 +205,7 @@ func awaitSnapshot(t *testing.T, m *member, dir string) {
 // of the acknowledged ones is lost.
 func TestCloseUnderLoad(t *testing.T) {
 	m := serving(t, run(t, small(filepath.Join(t.TempDir(), "state"))))
-	results := make(chan error, 64)
+	results := make(chan error, 512)
 	for i := range cap(results) {
 		go func() {
 			_, err := m.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: fmt.Sprint(i)}}})

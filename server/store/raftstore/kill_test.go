@@ -16,37 +16,29 @@ import (
 	"testing"
 
 	"github.com/meshd/meshd/server/store"
-	"github.com/meshd/meshd/server/store/raftstore"
 )
 
-// childDir is the environment variable that turns the test binary into a process
-// that writes until it is killed.
+// childDir is the environment variable that makes TestKill write until it is
+// killed.
 const childDir = "MESHD_RAFTSTORE_TEST_CHILD"
 
 // writers of a child each write their own keys in order, one after the other.
 const writers = 3
 
 // child acknowledges on standard output: "writer number generation revision".
-func child(dir string) int {
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	e, err := raftstore.New(small(dir), discard())
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- e.Run(ctx) }()
+func child(t *testing.T, dir string) {
+	t.Helper()
+	m := run(t, small(dir))
 	failed := make(chan error, writers)
 	for w := range writers {
-		go func() { failed <- writeForEver(ctx, e, w) }()
+		go func() { failed <- writeForEver(t.Context(), m, w) }()
 	}
 	select {
-	case err = <-ended:
-	case err = <-failed:
+	case err := <-m.done:
+		t.Fatal(err)
+	case err := <-failed:
+		t.Fatal(err)
 	}
-	fmt.Fprintln(os.Stderr, err)
-	return 1
 }
 
 func writeForEver(ctx context.Context, e store.Engine, w int) error {
@@ -76,6 +68,10 @@ func writeForEver(ctx context.Context, e store.Engine, w int) error {
 // acknowledged write is there afterwards, whole and at a position that covers
 // its own.
 func TestKill(t *testing.T) {
+	if dir := os.Getenv(childDir); dir != "" {
+		child(t, dir)
+		return
+	}
 	const kills = 12
 	dir := filepath.Join(t.TempDir(), "state")
 	acked := [writers]int{-1, -1, -1}
@@ -146,7 +142,7 @@ func killed(t *testing.T, dir string, after int) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self)
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestKill$")
 	cmd.Env = append(os.Environ(), childDir+"="+dir)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

@@ -200,7 +200,7 @@ func (s suite) dump(t *testing.T) {
 	}
 	failing := errors.New("source broke")
 	_, err = store.Replace(short(t), e, store.Position{}, func(yield func(store.Pair, error) bool) {
-		for pair := range many(100, "w") {
+		for pair := range many(100, "w") { //nolint:errcheck // many yields no errors
 			if !yield(pair, nil) {
 				return
 			}

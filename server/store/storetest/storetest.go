@@ -36,37 +36,30 @@ type Factory struct {
 func Run(t *testing.T, f Factory) {
 	t.Helper()
 	s := suite{Factory: f}
-	for _, row := range []struct {
-		name string
-		test func(*testing.T)
-	}{
-		{"transactions are all or nothing", s.transactions},
-		{"conflicts tell the key", s.conflicts},
-		{"limits", s.limits},
-		{"keys", s.keys},
-		{"caller keeps its slices", s.ownership},
-		{"prefixes are isolated", s.prefixes},
-		{"compare-and-set under concurrency", s.counter},
-		{"batches are atomic", s.atomicBatches},
-		{"batches coalesce and lose no deletion", s.coalescing},
-		{"a deletion reaches a watcher that has the key", s.deletions},
-		{"watch resumes", s.resumption},
-		{"watch resets", s.resets},
-		{"watch waits", s.waiting},
-		{"stage", s.stage},
-		{"stage is exclusive", s.stageLost},
-		{"activate misses no write", s.activateConflict},
-		{"replace, export, import", s.dump},
-		{"cancelled contexts", s.cancelled},
-		{"close wakes waiters", s.closing},
-		{"lead", s.lead},
-		{"lead is fenced", s.fencing},
-		{"restart keeps everything", s.restart},
-		{"members agree", s.members},
-		{"random histories equal a map", s.model},
-	} {
-		t.Run(row.name, row.test)
-	}
+	t.Run("transactions are all or nothing", s.transactions)
+	t.Run("conflicts tell the key", s.conflicts)
+	t.Run("limits", s.limits)
+	t.Run("keys", s.keys)
+	t.Run("caller keeps its slices", s.ownership)
+	t.Run("prefixes are isolated", s.prefixes)
+	t.Run("compare-and-set under concurrency", s.counter)
+	t.Run("batches are atomic", s.atomicBatches)
+	t.Run("batches coalesce and lose no deletion", s.coalescing)
+	t.Run("a deletion reaches a watcher that has the key", s.deletions)
+	t.Run("watch resumes", s.resumption)
+	t.Run("watch resets", s.resets)
+	t.Run("watch waits", s.waiting)
+	t.Run("stage", s.stage)
+	t.Run("stage is exclusive", s.stageLost)
+	t.Run("activate misses no write", s.activateConflict)
+	t.Run("replace, export, import", s.dump)
+	t.Run("cancelled contexts", s.cancelled)
+	t.Run("close wakes waiters", s.closing)
+	t.Run("lead", s.lead)
+	t.Run("lead is fenced", s.fencing)
+	t.Run("restart keeps everything", s.restart)
+	t.Run("members agree", s.members)
+	t.Run("random histories equal a map", s.model)
 }
 
 type suite struct{ Factory }

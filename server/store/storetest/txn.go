@@ -54,16 +54,31 @@ func (s suite) conflicts(t *testing.T) {
 		txn  store.Txn
 		want store.ConflictError
 	}{
-		{"older revision", store.Txn{Checks: []store.Check{{Key: "a", ModRevision: old.Revision}}},
-			store.ConflictError{Key: "a", Want: old.Revision, Have: at.Revision, Position: at}},
-		{"exists", store.Txn{Checks: []store.Check{{Key: "a"}}},
-			store.ConflictError{Key: "a", Want: 0, Have: at.Revision, Position: at}},
-		{"deleted", store.Txn{Checks: []store.Check{{Key: "gone", ModRevision: old.Revision}}},
-			store.ConflictError{Key: "gone", Want: old.Revision, Have: 0, Position: at}},
-		{"second check", store.Txn{Checks: []store.Check{{Key: "a", ModRevision: at.Revision}, {Key: "b", ModRevision: 7}}},
-			store.ConflictError{Key: "b", Want: 7, Have: 0, Position: at}},
-		{"generation", store.Txn{Generation: store.NewGeneration()},
-			store.ConflictError{Position: at}},
+		{
+			"older revision",
+			store.Txn{Checks: []store.Check{{Key: "a", ModRevision: old.Revision}}},
+			store.ConflictError{Key: "a", Want: old.Revision, Have: at.Revision, Position: at},
+		},
+		{
+			"exists",
+			store.Txn{Checks: []store.Check{{Key: "a"}}},
+			store.ConflictError{Key: "a", Want: 0, Have: at.Revision, Position: at},
+		},
+		{
+			"deleted",
+			store.Txn{Checks: []store.Check{{Key: "gone", ModRevision: old.Revision}}},
+			store.ConflictError{Key: "gone", Want: old.Revision, Have: 0, Position: at},
+		},
+		{
+			"second check",
+			store.Txn{Checks: []store.Check{{Key: "a", ModRevision: at.Revision}, {Key: "b", ModRevision: 7}}},
+			store.ConflictError{Key: "b", Want: 7, Have: 0, Position: at},
+		},
+		{
+			"generation",
+			store.Txn{Generation: store.NewGeneration()},
+			store.ConflictError{Position: at},
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			for _, ops := range [][]store.Op{nil, {put("a", "3"), put("new", "3"), del("b")}} {
