@@ -1,0 +1,67 @@
+package e2e_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestDevDemo is what `make run` runs: one command, from denied to allowed, and
+// nothing left behind.
+func TestDevDemo(t *testing.T) {
+	t.Parallel()
+	h := newNetwork(t).host(t, "laptop")
+	dev := h.start("dev", "meshd", "dev", "--demo")
+	saw := func(limit time.Duration, text string) {
+		t.Helper()
+		eventually(t, limit, "the demo says "+text, func() string {
+			if said := readFile(t, dev.log); !strings.Contains(said, text) {
+				return tail(dev.log, 10)
+			}
+			return ""
+		})
+	}
+	saw(30*time.Second, "GET /hello  403  mesh-error: denied")
+	saw(15*time.Second, "$ meshctl intention allow web api")
+	saw(5*time.Second, "GET /hello  200  api was called by By=spiffe://dev.mesh/ns/default/svc/api;URI=spiffe://dev.mesh/ns/default/svc/web")
+	// meshctl finds it with no setting.
+	if r := h.run("meshctl", "intention", "deny", "web", "api", "--replace", "--wait"); r.code != 0 {
+		t.Errorf("meshctl without settings: %d %s%s", r.code, r.stdout, r.stderr)
+	}
+	before := strings.Count(readFile(t, dev.log), "403")
+	eventually(t, 5*time.Second, "the demo is denied again", func() string {
+		if strings.Count(readFile(t, dev.log), "403") > before-1 && strings.Contains(tail(dev.log, 1), "403") {
+			return ""
+		}
+		return tail(dev.log, 3)
+	})
+	if r := h.run("meshctl", "services"); r.code != 0 || !strings.Contains(r.stdout, "api") {
+		t.Errorf("meshctl services: %s%s", r.stdout, r.stderr)
+	}
+	dev.kill(syscall.SIGINT)
+	select {
+	case <-dev.done:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("meshd dev has not ended 10 s after SIGINT:\n%s", tail(dev.log, 20))
+	}
+	if dev.err != nil {
+		t.Errorf("meshd dev: %v", dev.err)
+	}
+	left, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range left {
+		line, err := os.ReadFile(p)
+		if err == nil && strings.HasPrefix(string(line), filepath.Join(bin, "mesh-proxy")) && strings.Contains(string(line), "meshd-dev") {
+			t.Errorf("left behind: %s", strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "meshd-dev-*"))
+	if err != nil || len(dirs) > 0 {
+		t.Errorf("left behind: %v, %v", dirs, err)
+	}
+}
