@@ -185,10 +185,14 @@ func (c *Client) loop(ctx context.Context, h Handler, events <-chan event) error
 			return nil
 		case <-c.stateChanged:
 			c.write(ctx, Frame{State: &SetTo{To: c.now()}}, nil)
+			if c.now() == Draining && c.conn == nil {
+				// Nobody else accepts from these: who connects now shall be refused, not wait for an answer that never comes.
+				c.closeOwnSockets()
+			}
 		case <-alone.C:
 			c.bootAlone(ctx, h)
 		case <-retry.C:
-			if c.alone && c.conn == nil && c.openMissing(ctx) {
+			if c.alone && c.conn == nil && c.now() == Active && c.openMissing(ctx) {
 				c.apply(ctx, h, c.config)
 			}
 		case ev := <-events:
@@ -583,6 +587,15 @@ func (c *Client) dropOwnSockets(cfg proxy.Config) {
 	if len(gone) > 0 && c.conn != nil {
 		slices.Sort(gone)
 		_ = c.conn.write(Frame{Sockets: &Sockets{Close: gone}}, nil)
+	}
+}
+
+func (c *Client) closeOwnSockets() {
+	for name, s := range c.sockets {
+		if s.own {
+			_ = s.file.Close()
+			delete(c.sockets, name)
+		}
 	}
 }
 
