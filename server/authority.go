@@ -109,9 +109,9 @@ func (a *authority) run(ctx context.Context) error {
 	failed := ""
 	for {
 		snapshot := a.state.Snapshot()
-		if err := a.open(snapshot); err != nil && err.Error() != failed {
+		if err := a.open(snapshot); err != nil && err.Error() != failed { //nolint:contextcheck // opening does no I/O
 			failed = err.Error()
-			a.log.Error("the stored CA can't be used; signing goes on with the one before", slog.Any("error", err))
+			a.log.ErrorContext(ctx, "the stored CA can't be used; signing goes on with the one before", slog.Any("error", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -127,7 +127,7 @@ func (a *authority) renew(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if err := a.renewOnce(ctx); err != nil && ctx.Err() == nil {
-			a.log.Warn("the CA's intermediate could not be renewed; trying again", slog.Any("error", err))
+			a.log.WarnContext(ctx, "the CA's intermediate could not be renewed; trying again", slog.Any("error", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -138,7 +138,7 @@ func (a *authority) renew(ctx context.Context) error {
 }
 
 func (a *authority) renewOnce(ctx context.Context) error {
-	_, err := a.state.Update(ctx, func(tx *state.Tx) error {
+	_, err := a.state.Update(ctx, func(tx *state.Tx) error { //nolint:contextcheck // making a certificate does no I/O
 		record, ok := state.Authorities.Get(tx, ProviderBuiltin)
 		if !ok {
 			return fmt.Errorf("renew the CA: %w: the store has none", builtin.ErrState)

@@ -34,7 +34,7 @@ func bootstrap(ctx context.Context, config Config, st *state.State, key ca.Clust
 	if err != nil {
 		return err
 	}
-	_, err = st.Update(ctx, func(tx *state.Tx) error {
+	_, err = st.Update(ctx, func(tx *state.Tx) error { //nolint:contextcheck // making a CA does no I/O
 		cluster, exists := state.Clusters.Get(tx, state.Singleton{})
 		if exists {
 			return checkCluster(config, cluster)
@@ -68,7 +68,7 @@ func bootstrap(ctx context.Context, config Config, st *state.State, key ca.Clust
 	if err != nil {
 		return fmt.Errorf("store the first admin token: %w", err)
 	}
-	log.Info("the first admin token is in a file", slog.String("path", token.path))
+	log.InfoContext(ctx, "the first admin token is in a file", slog.String("path", token.path))
 	return nil
 }
 

@@ -113,7 +113,7 @@ func (l *leaf) run(ctx context.Context) error {
 			continue
 		}
 		if err := l.issue(ctx); err != nil {
-			l.log.Error("the server's certificate could not be renewed; trying again", slog.Any("error", err))
+			l.log.ErrorContext(ctx, "the server's certificate could not be renewed; trying again", slog.Any("error", err))
 			if !pause(ctx, leafRetry) {
 				return nil
 			}

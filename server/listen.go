@@ -75,7 +75,7 @@ func (s *splitter) run(ctx context.Context) error {
 			return fmt.Errorf("accept on %s: %w", s.inner.Addr(), err)
 		}
 		if err != nil {
-			s.log.Warn("a connection could not be accepted", slog.Any("error", err))
+			s.log.WarnContext(ctx, "a connection could not be accepted", slog.Any("error", err))
 			if !pause(ctx, acceptPause) {
 				return nil
 			}
@@ -99,7 +99,7 @@ func (s *splitter) handshake(ctx context.Context, conn net.Conn) {
 	defer cancel()
 	secure := tls.Server(conn, s.config)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		s.log.Debug("handshake failed", slog.String("remote", conn.RemoteAddr().String()), slog.Any("error", err))
+		s.log.DebugContext(ctx, "handshake failed", slog.String("remote", conn.RemoteAddr().String()), slog.Any("error", err))
 		_ = conn.Close() // the handshake has failed already
 		return
 	}

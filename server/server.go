@@ -101,7 +101,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err //nolint:wrapcheck // says what was read
 	}
 	if made {
-		s.log.Warn("a cluster key was made: keep a copy where backups of the state do not go; without it the CA is lost",
+		s.log.WarnContext(ctx, "a cluster key was made: keep a copy where backups of the state do not go; without it the CA is lost",
 			slog.String("path", s.config.DataDir+"/cluster.key"))
 	}
 	engine, err := raftstore.New(raftstore.Config{Dir: storeDir(s.config), ID: name}, s.log)
@@ -147,7 +147,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	if err := bootstrap(ctx, m.config, m.state, m.authority.key, m.log); err != nil {
 		return err
 	}
-	if err := m.authority.open(m.state.Snapshot()); err != nil {
+	if err := m.authority.open(m.state.Snapshot()); err != nil { //nolint:contextcheck // opening does no I/O
 		return err
 	}
 	host, port, err := m.config.advertised(inner.Addr())
@@ -178,11 +178,11 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	group.Go(func() error { return m.lead(ctx) })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return m.serveGRPC(ctx, front.grpc, agents) })
-	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers.Handler(false)) })
-	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers.Handler(true)) })
+	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers.Handler(false)) }) //nolint:contextcheck // requests bring their own
+	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers.Handler(true)) })       //nolint:contextcheck // requests bring their own
 	group.Go(func() error { return front.run(ctx) })
 	m.running.Store(&running{address: address, name: m.name})
-	m.log.Info("server is up", slog.String("name", m.name), slog.String("address", address),
+	m.log.InfoContext(ctx, "server is up", slog.String("name", m.name), slog.String("address", address),
 		slog.String("trust_domain", m.config.TrustDomain), slog.String("admin_socket", m.config.AdminSocket))
 	close(m.started)
 	return group.Wait() //nolint:wrapcheck // the parts wrap their own

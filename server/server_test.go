@@ -373,7 +373,7 @@ func TestServerRefusesToStart(t *testing.T) {
 	used := privateDir(t)
 	mustRun(t, server.Config{DataDir: used}).stop()
 	wide := privateDir(t)
-	if err := os.Chmod(wide, 0o750); err != nil { //nolint:gosec // that is the point
+	if err := os.Chmod(wide, 0o750); err != nil {
 		t.Fatal(err)
 	}
 	file := func(content string, mode os.FileMode) string {

@@ -87,7 +87,7 @@ func startIn(ctx context.Context, tb testing.TB, config rpc.Config, engine *stor
 	go func() { done <- st.Run(ctx) }()
 	go func() { done <- c.rpc.Run(ctx) }()
 	<-st.Ready()
-	c.update(func(tx *state.Tx) error {
+	c.update(func(tx *state.Tx) error { //nolint:contextcheck // ctx is the server's life
 		return state.Namespaces.Put(tx, catalog.DefaultNamespace, catalog.Namespace{Name: catalog.DefaultNamespace})
 	})
 	return c, func() {

@@ -95,14 +95,14 @@ func (l *leases) run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := l.check(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("lost nodes could not be recorded; trying again", slog.Any("error", err))
+			l.log.WarnContext(ctx, "lost nodes could not be recorded; trying again", slog.Any("error", err))
 		}
 		if time.Since(reaped) < reapInterval {
 			continue
 		}
 		reaped = time.Now()
 		if err := l.reap(ctx); err != nil && ctx.Err() == nil {
-			l.log.Warn("instances of lost nodes could not be removed; trying again", slog.Any("error", err))
+			l.log.WarnContext(ctx, "instances of lost nodes could not be removed; trying again", slog.Any("error", err))
 		}
 	}
 }
@@ -131,7 +131,7 @@ func (l *leases) check(ctx context.Context) error {
 			return err //nolint:wrapcheck // says what was written
 		}
 		for _, node := range lost {
-			l.log.Warn("node is lost: its instances are used only while nothing better exists", slog.String("node", node))
+			l.log.WarnContext(ctx, "node is lost: its instances are used only while nothing better exists", slog.String("node", node))
 			l.lost(node)
 		}
 	}
@@ -217,7 +217,7 @@ func (l *leases) reap(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("remove the lease of node %s: %w", node, err)
 		}
-		l.log.Info("instances of a lost node were removed", slog.String("node", node), slog.Time("lost_since", rec.Value.Since))
+		l.log.InfoContext(ctx, "instances of a lost node were removed", slog.String("node", node), slog.Time("lost_since", rec.Value.Since))
 	}
 	return nil
 }

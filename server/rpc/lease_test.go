@@ -86,6 +86,12 @@ func (c *cluster) dialPipe(leaf *ca.Leaf, name string) *session {
 	return s
 }
 
+// hangUp breaks the connection and waits until the server has seen it.
+func (s *session) hangUp() {
+	s.cut()
+	<-s.done //nolint:errcheck // however it ended
+}
+
 // beat sends heartbeats until ctx ends, and drops what comes back.
 func (s *session) beat(ctx context.Context) {
 	go func() {
@@ -135,8 +141,9 @@ func wait(d time.Duration) {
 	synctest.Wait()
 }
 
-func (c *cluster) lease(node string) catalog.Lease {
-	rec, _ := state.Leases.Get(c.state.Snapshot(), node)
+// lease returns that of vm-a.
+func (c *cluster) lease() catalog.Lease {
+	rec, _ := state.Leases.Get(c.state.Snapshot(), "vm-a")
 	return rec.Value
 }
 
@@ -152,7 +159,7 @@ func (c *cluster) lost() int {
 
 func TestLeaseLife(t *testing.T) {
 	t.Parallel()
-	bubble(t, func(t *testing.T, c *cluster) {
+	bubble(t, func(t *testing.T, c *cluster) { //nolint:thelper // the body of the test
 		leaf := c.join("vm-a", "web")
 		if _, err := c.rpc.Register(as(t.Context(), leaf), &meshpb.RegisterRequest{
 			Registrations: []*meshpb.Registration{definition(t, "vm-a", web(""), catalog.HealthPassing)},
@@ -162,34 +169,34 @@ func TestLeaseLife(t *testing.T) {
 		silent, hush := context.WithCancel(t.Context())
 		s := c.dialPipe(leaf, "s1")
 		s.beat(silent)
-		connected := c.lease("vm-a")
+		connected := c.lease()
 		if connected.Session != "s1" || connected.Server != "server-1" || connected.Epoch != 1 || connected.Lost {
 			t.Fatalf("connected: %+v", connected)
 		}
 		revision := c.state.Snapshot().Position().Revision
 		wait(time.Hour)
-		if now := c.state.Snapshot().Position().Revision; now != revision || c.lease("vm-a") != connected {
+		if now := c.state.Snapshot().Position().Revision; now != revision || c.lease() != connected {
 			t.Errorf("an hour of heartbeats made %d writes", now-revision)
 		}
 		hush()
 		wait(rpc.DefaultLease - 2*rpc.DefaultHeartbeat)
-		if c.lease("vm-a").Lost {
+		if c.lease().Lost {
 			t.Error("lost before its lease was over")
 		}
 		wait(3 * rpc.DefaultHeartbeat)
-		if !c.lease("vm-a").Lost {
+		if !c.lease().Lost {
 			t.Error("silent for longer than its lease, and not lost")
 		}
 		if reason, _ := meshpb.ReasonOf(<-s.done); reason != meshpb.ReasonSilent {
 			t.Errorf("the stream ended by %q", reason)
 		}
-		if len(c.on("vm-a")) != 1 {
+		if len(c.onA()) != 1 {
 			t.Error("a lost node's instances are gone: they are to be used while nothing better exists")
 		}
 		again := c.dialPipe(leaf, "s1")
 		beat, stop := context.WithCancel(t.Context())
 		again.beat(beat)
-		if back := c.lease("vm-a"); back.Lost || back.Epoch != 2 {
+		if back := c.lease(); back.Lost || back.Epoch != 2 {
 			t.Errorf("back: %+v", back)
 		}
 		// SIGTERM of an agent: the stream ends cleanly, and nothing else happens but that the clock runs on.
@@ -200,20 +207,20 @@ func TestLeaseLife(t *testing.T) {
 			t.Errorf("a clean end: %v", err)
 		}
 		wait(rpc.DefaultLease / 2)
-		if c.lease("vm-a").Lost || len(c.on("vm-a")) != 1 {
-			t.Errorf("half a lease after a clean end: %+v", c.lease("vm-a"))
+		if c.lease().Lost || len(c.onA()) != 1 {
+			t.Errorf("half a lease after a clean end: %+v", c.lease())
 		}
 		wait(rpc.DefaultLease)
-		if !c.lease("vm-a").Lost {
+		if !c.lease().Lost {
 			t.Error("never lost after a clean end")
 		}
 		wait(rpc.DefaultReapAfter - time.Minute)
-		if len(c.on("vm-a")) != 1 {
+		if len(c.onA()) != 1 {
 			t.Error("reaped too early")
 		}
 		wait(3 * time.Minute)
-		if len(c.on("vm-a")) != 0 || state.Leases.Len(c.state.Snapshot()) != 0 {
-			t.Errorf("after 72 h: %v, %+v", c.on("vm-a"), c.lease("vm-a"))
+		if len(c.onA()) != 0 || state.Leases.Len(c.state.Snapshot()) != 0 {
+			t.Errorf("after 72 h: %v, %+v", c.onA(), c.lease())
 		}
 	})
 }
@@ -227,7 +234,7 @@ func TestMassLossIsHeld(t *testing.T) {
 	}{{10, 6, true}, {10, 5, false}, {5, 5, false}, {6, 6, true}} {
 		t.Run(fmt.Sprintf("%d of %d", row.silent, row.nodes), func(t *testing.T) {
 			t.Parallel()
-			bubble(t, func(t *testing.T, c *cluster) {
+			bubble(t, func(t *testing.T, c *cluster) { //nolint:thelper // the body of the test
 				silent, hush := context.WithCancel(t.Context())
 				alive, stop := context.WithCancel(t.Context())
 				var sessions []*session
@@ -269,8 +276,7 @@ func TestMassLossIsHeld(t *testing.T) {
 				}
 				stop()
 				for _, s := range sessions {
-					s.cut()
-					<-s.done
+					s.hangUp()
 				}
 				wait(0)
 			})
@@ -295,11 +301,11 @@ func TestLeaseClocksRestart(t *testing.T) {
 		ctx, cancel = context.WithCancel(context.Background())
 		c, stopped = startIn(ctx, t, rpc.Config{}, engine, a)
 		wait(rpc.DefaultLease - time.Second)
-		if c.lease("vm-a").Lost {
+		if c.lease().Lost {
 			t.Error("lost for the time that the server was away")
 		}
 		wait(3 * time.Second)
-		if !c.lease("vm-a").Lost {
+		if !c.lease().Lost {
 			t.Error("never lost after the restart")
 		}
 		cancel()
@@ -311,7 +317,7 @@ func TestLeaseClocksRestart(t *testing.T) {
 // its heartbeats count.
 func TestSlowStreamCoalesces(t *testing.T) {
 	t.Parallel()
-	bubble(t, func(t *testing.T, c *cluster) {
+	bubble(t, func(t *testing.T, c *cluster) { //nolint:thelper // the body of the test
 		leaf := c.join("vm-a", "web", "api")
 		c.intention("web", "api", intentions.Allow)
 		s := c.dialPipe(leaf, "s1")
@@ -343,11 +349,10 @@ func TestSlowStreamCoalesces(t *testing.T) {
 		if diff := cmp.Diff(want, a.held["upstream default/api default/web"]["status/vm-a/api"]); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
-		if c.lease("vm-a").Lost {
+		if c.lease().Lost {
 			t.Error("its heartbeats were not heard")
 		}
-		s.cut()
-		<-s.done
+		s.hangUp()
 		wait(0)
 	})
 }
@@ -365,7 +370,7 @@ func (d direct) Register(ctx context.Context, in *meshpb.RegisterRequest, _ ...g
 // Sent deletions are bounded; who missed them gets everything anew.
 func TestManyDeletions(t *testing.T) {
 	t.Parallel()
-	bubble(t, func(t *testing.T, c *cluster) {
+	bubble(t, func(t *testing.T, c *cluster) { //nolint:thelper // the body of the test
 		leaf := c.join("vm-a", "web", "api")
 		c.intention("web", "api", intentions.Allow)
 		s := c.dialPipe(leaf, "s1")
@@ -393,8 +398,7 @@ func TestManyDeletions(t *testing.T) {
 		if a.resets < 2 {
 			t.Errorf("%d resets: the deletions were more than are remembered", a.resets)
 		}
-		s.cut()
-		<-s.done
+		s.hangUp()
 		wait(0)
 	})
 }

@@ -23,7 +23,7 @@ func (s *Server) prune(ctx context.Context) error {
 		for node := range pending {
 			if err := s.pruneNode(ctx, node); err != nil {
 				if ctx.Err() == nil {
-					s.log.Warn("what a node may no longer have could not be removed; trying again",
+					s.log.WarnContext(ctx, "what a node may no longer have could not be removed; trying again",
 						slog.String("node", node), slog.Any("error", err))
 				}
 				continue
@@ -68,7 +68,7 @@ func everyNode(snapshot *state.Snapshot) map[string]bool {
 func (s *Server) pruneNode(ctx context.Context, node string) error {
 	rec, exists := state.Nodes.Get(s.state.Snapshot(), node)
 	if rec.Err != nil {
-		return nil // it may do nothing, but nothing is destroyed over what can't be read
+		return nil //nolint:nilerr // it may do nothing, but nothing is destroyed over what can't be read
 	}
 	err := removeInstances(ctx, s.state, node, func(r state.Reader, key catalog.InstanceKey) bool {
 		now, _ := state.Nodes.Get(r, node)

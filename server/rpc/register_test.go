@@ -21,10 +21,10 @@ import (
 	"github.com/meshd/meshd/server/state"
 )
 
-// on lists what is registered on a node.
-func (c *cluster) on(node string) []string {
+// onA lists what is registered on vm-a.
+func (c *cluster) onA() []string {
 	var out []string
-	for key := range c.state.Snapshot().InstancesOn(node) {
+	for key := range c.state.Snapshot().InstancesOn("vm-a") {
 		out = append(out, key.String())
 	}
 	return out
@@ -41,7 +41,7 @@ func TestRegister(t *testing.T) {
 		definition(t, "vm-a", api(""), catalog.HealthPassing),
 	}
 	first := register(t, client, all...)
-	if diff := cmp.Diff([]string{"default/api/vm-a/api", "default/web/vm-a/web-1", "default/web/vm-a/web-2"}, c.on("vm-a")); diff != "" {
+	if diff := cmp.Diff([]string{"default/api/vm-a/api", "default/web/vm-a/web-1", "default/web/vm-a/web-2"}, c.onA()); diff != "" {
 		t.Fatalf("registered (-want +got):\n%s", diff)
 	}
 	key := catalog.InstanceKey{Service: catalog.Name{Namespace: "default", Name: "web"}, Node: "vm-a", ID: "web-2"}
@@ -54,7 +54,7 @@ func TestRegister(t *testing.T) {
 		t.Errorf("repeating wrote something: %v after %v, %v", again.GetPosition(), first.GetPosition(), again.GetRefusals())
 	}
 	register(t, client, all[0])
-	if diff := cmp.Diff([]string{"default/web/vm-a/web-1"}, c.on("vm-a")); diff != "" {
+	if diff := cmp.Diff([]string{"default/web/vm-a/web-1"}, c.onA()); diff != "" {
 		t.Errorf("what is not listed stays (-want +got):\n%s", diff)
 	}
 	if _, ok := state.InstanceStatuses.Get(c.state.Snapshot(), key); ok {
@@ -79,11 +79,11 @@ func TestRegisterMany(t *testing.T) {
 		}
 		all = append(all, definition(t, "vm-a", d, catalog.HealthPassing))
 	}
-	if res := register(t, client, all...); len(res.GetRefusals()) != 0 || len(c.on("vm-a")) != 100 {
-		t.Fatalf("%d registered, refusals %v", len(c.on("vm-a")), res.GetRefusals())
+	if res := register(t, client, all...); len(res.GetRefusals()) != 0 || len(c.onA()) != 100 {
+		t.Fatalf("%d registered, refusals %v", len(c.onA()), res.GetRefusals())
 	}
 	register(t, client)
-	if n := len(c.on("vm-a")); n != 0 {
+	if n := len(c.onA()); n != 0 {
 		t.Errorf("%d stay", n)
 	}
 }
@@ -120,7 +120,7 @@ func TestRegisterRefused(t *testing.T) {
 		if len(res.GetRefusals()) != 1 || !strings.Contains(res.GetRefusals()[0].GetReason(), row.says) {
 			t.Errorf("%s: refusals %v", row.name, res.GetRefusals())
 		}
-		if diff := cmp.Diff([]string{"default/web/vm-a/web"}, c.on("vm-a")); diff != "" {
+		if diff := cmp.Diff([]string{"default/web/vm-a/web"}, c.onA()); diff != "" {
 			t.Errorf("%s: the good one is gone, or the bad one there (-want +got):\n%s", row.name, diff)
 		}
 	}
@@ -138,7 +138,7 @@ func TestPermissionsTakenAway(t *testing.T) {
 		return state.Nodes.Put(tx, "vm-a", catalog.Node{Name: "vm-a", Services: []string{"web"}})
 	})
 	c.until(func(s *state.Snapshot) bool { return !s.Runs("vm-a", catalog.Name{Namespace: "default", Name: "api"}) })
-	if diff := cmp.Diff([]string{"default/web/vm-a/web"}, c.on("vm-a")); diff != "" {
+	if diff := cmp.Diff([]string{"default/web/vm-a/web"}, c.onA()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	c.update(func(tx *state.Tx) error { state.Nodes.Delete(tx, "vm-a"); return nil })
@@ -269,7 +269,7 @@ func TestLeave(t *testing.T) {
 	if _, err := client.Leave(t.Context(), &meshpb.LeaveRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(c.on("vm-a")); n != 0 || state.Leases.Len(c.state.Snapshot()) != 0 {
+	if n := len(c.onA()); n != 0 || state.Leases.Len(c.state.Snapshot()) != 0 {
 		t.Errorf("%d instances, %d leases stay", n, state.Leases.Len(c.state.Snapshot()))
 	}
 	register(t, client, definition(t, "vm-a", web(""), catalog.HealthPassing)) // it may come back

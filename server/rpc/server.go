@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -187,10 +188,8 @@ func (s *Server) admit(r state.Reader, c caller) error {
 	}
 	identity, ok := state.NodeIdentities.Get(r, c.node)
 	if ok && identity.Err == nil {
-		for _, key := range identity.Value.Keys {
-			if key == c.key {
-				return nil
-			}
+		if slices.Contains(identity.Value.Keys, c.key) {
+			return nil
 		}
 	}
 	return s.refuse(codes.PermissionDenied, meshpb.ReasonNodeReplaced,

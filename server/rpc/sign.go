@@ -107,7 +107,7 @@ func (s *Server) sign(ctx context.Context, req ca.SignRequest) ([][]byte, error)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return nil, s.refuse(codes.Canceled, meshpb.ReasonStore, "certificate for %s: %v", req.ID, err)
 	default:
-		s.log.Error("certificate could not be signed", slog.String("id", req.ID.String()), slog.Any("error", err))
+		s.log.ErrorContext(ctx, "certificate could not be signed", slog.String("id", req.ID.String()), slog.Any("error", err))
 		return nil, s.refuse(codes.Unavailable, meshpb.ReasonStore, "certificate for %s: %v", req.ID, err)
 	}
 }

@@ -157,8 +157,10 @@ func TestSyncFollowsTheCatalog(t *testing.T) {
 			c.connect(leafB, "sb")
 			return c.state.Snapshot().Position()
 		}, []string{"instance/vm-b/api-1", "instance/vm-c/api-1", "lease/vm-b", "service", "status/vm-b/api-1", "status/vm-c/api-1"}},
-		{"the first is gone, its lease too", func() catalog.Position { return position(register(t, b)) },
-			[]string{"instance/vm-c/api-1", "service", "status/vm-c/api-1"}},
+		{
+			"the first is gone, its lease too", func() catalog.Position { return position(register(t, b)) },
+			[]string{"instance/vm-c/api-1", "service", "status/vm-c/api-1"},
+		},
 		{"denied again", func() catalog.Position { return c.intention("web", "api", intentions.Deny) }, []string{"denied", "service"}},
 	}
 	for _, step := range steps {

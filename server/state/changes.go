@@ -41,7 +41,8 @@ func (h *history) between(from, to catalog.Position) ([]Change, bool) {
 		return nil, true
 	}
 	start := -1
-	for i := len(h.steps) - 1; i >= 0; i-- {
+	for i := range len(h.steps) {
+		i = len(h.steps) - 1 - i
 		s := h.at(i)
 		if s.reset {
 			return nil, false
