@@ -74,7 +74,7 @@ func (o *options) parse(v []byte) {
 // or that is written anew from the head's own fields.
 func hopByHop(id Known) bool {
 	switch id {
-	case Host, Connection, ContentLength, TransferEncoding, Expect, Upgrade, TE, Trailer,
+	case Host, Connection, ContentLength, TransferEncoding, Expect, Upgrade, TE,
 		KeepAlive, ProxyConnection, ProxyAuthenticate, ProxyAuthorization, HTTP2Settings:
 		return true
 	default:
@@ -128,7 +128,7 @@ func isListed(name []byte, among Fields) bool {
 // it frames, routes, authorizes or describes it (RFC 9110 section 6.5.1).
 func forbiddenTrailer(id Known) bool {
 	switch id {
-	case Authorization, ContentType, ForwardedClientCert, MeshHeader:
+	case Authorization, ContentType, ForwardedClientCert, MeshHeader, Trailer:
 		return true
 	default:
 		return hopByHop(id)

@@ -136,7 +136,7 @@ func TestRequestMeaning(t *testing.T) {
 		{
 			"hop by hop", "POST / HTTP/1.1\r\nA: 1\r\nConnection: x-secret, close\r\nHost: x\r\nTE: trailers\r\nX-Secret: s\r\nB: 2\r\n" +
 				"Keep-Alive: 5\r\nProxy-Connection: k\r\nProxy-Authorization: p\r\nTrailer: t\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\nC: 3\r\n\r\n",
-			view{Method: "POST", Path: "/", Host: "x", Chunked: true, Expect: true, EndToEnd: []string{"A=1", "B=2", "C=3"}},
+			view{Method: "POST", Path: "/", Host: "x", Chunked: true, Expect: true, EndToEnd: []string{"A=1", "B=2", "Trailer=t", "C=3"}},
 		},
 		{
 			"connection lists connection", "GET / HTTP/1.1\r\nConnection: connection\r\nX-A: 1\r\nConnection: x-a\r\nHost: x\r\n\r\n",

@@ -108,3 +108,30 @@ func cpu(tb testing.TB) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// TestMallocsPerRequestOverTLS is the same through two proxies with TLS between.
+// crypto/tls makes one allocation per record that it must wait for
+// (readFromUntil), so one per request and hop; there is to be none beside it.
+func TestMallocsPerRequestOverTLS(t *testing.T) {
+	const n = 20_000
+	near, _ := twoHops(t, echoUpstream(t), quietServer)
+	c := connect(t, near.addr)
+	request := []byte(smallHead)
+	size := answerSize(t, c, request)
+	exchanges(t, c, 1000, request, size)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	exchanges(t, c, n, request, size)
+	runtime.ReadMemStats(&after)
+	per := float64(after.Mallocs-before.Mallocs) / n / 2
+	t.Logf("%.4f mallocs per request and hop over %d requests", per, n)
+	if per > 1.1 {
+		t.Errorf("%.4f mallocs per request and hop, want at most 1.1", per)
+	}
+}
+
+// BenchmarkTwoHopsTLS is client, two proxies with TLS between, and upstream.
+func BenchmarkTwoHopsTLS(b *testing.B) {
+	near, _ := twoHops(b, echoUpstream(b), quietServer)
+	benchmark(b, near.addr)
+}

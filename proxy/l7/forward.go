@@ -314,6 +314,10 @@ func (f *forward) interpret() error {
 		f.writer.chunked = false
 		f.pumping = true
 		go f.pump()
+	case framing == http1.UntilClose && !f.up.link.plain:
+		// crypto/tls takes the end of TCP for the end of the stream, so that
+		// anybody on the way could cut such a body unseen.
+		return &http1.Error{Status: 502, Reason: "a body without length or chunks over TLS"}
 	case p.Status >= 200:
 		f.final = true
 		f.keep = p.KeepAlive && framing != http1.UntilClose
@@ -383,7 +387,8 @@ func (f *forward) lookUp() error {
 	if err := f.src.silent(); err != nil {
 		return err
 	}
-	if !f.pumping && f.ex.Client != nil && f.ex.Client.Gone() {
+	reading := f.pumping && (!f.lastOut.Load() || f.ex.Upgrade != "") // that finds out itself
+	if !reading && f.ex.Client != nil && f.ex.Client.Gone() {
 		return errGone
 	}
 	return nil

@@ -22,6 +22,7 @@ type source struct {
 	left    int64 // Sized: bytes to come
 	chunks  http1.ChunkDecoder
 	pending []byte // Chunked: decoded, not yet returned
+	full    bool   // the last read filled much of a buffer: it is a long body
 	done    bool   // everything was decoded; pending may remain
 	bytes   int64  // of body, returned so far
 	err     *Error
@@ -40,7 +41,7 @@ type source struct {
 func (s *source) start(framing http1.Framing, length int64) {
 	s.base = s.buf.r
 	s.framing, s.left = framing, length
-	s.pending, s.done, s.err, s.bytes = nil, false, nil, 0
+	s.pending, s.done, s.full, s.err, s.bytes = nil, false, false, nil, 0
 	s.chunks.Reset()
 	s.eof.Store(framing == http1.NoBody || framing == http1.Sized && length == 0)
 }
@@ -83,6 +84,7 @@ func (s *source) nextRaw(limit int, w Waker) ([]byte, error) {
 			return nil, s.fail(err)
 		}
 		from.w = from.r + n
+		s.full = n >= (bufferSize-s.base)/2
 	}
 	n := min(from.w-from.r, limit)
 	if s.framing == http1.Sized {
@@ -112,9 +114,13 @@ func (s *source) wanted(b *buffer) int {
 func (s *source) room() *buffer {
 	const least = 4 << 10
 	s.buf.r, s.buf.w = s.base, s.base
-	long := s.framing == http1.UntilClose || s.framing == http1.Sized && s.left > bufferSize
-	if s.large == nil && (long && s.bytes > bufferSize/2 || len(s.buf.b)-s.base < least) {
+	long := s.full && (s.framing == http1.UntilClose || s.left > bufferSize)
+	switch {
+	case s.large == nil && (long || len(s.buf.b)-s.base < least):
 		s.large = getLarge()
+	case s.large != nil && !s.full && len(s.buf.b)-s.base >= least:
+		s.large.release() // what trickles, a quiet tunnel for example, holds little
+		s.large = nil
 	}
 	if s.large != nil {
 		s.large.r, s.large.w = 0, 0
@@ -232,7 +238,7 @@ func (s *source) trailers() http1.Fields {
 // raw turns s into the bytes of a tunnel.
 func (s *source) raw() {
 	s.framing, s.bytes = http1.UntilClose, 0
-	s.pending, s.done, s.err = nil, false, nil
+	s.pending, s.done, s.full, s.err = nil, false, false, nil
 	s.eof.Store(false)
 }
 
