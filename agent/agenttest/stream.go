@@ -33,7 +33,7 @@ func (st *stream) push(m *meshpb.SyncResponse) {
 
 // Sync implements meshpb.MeshServer.
 func (s *Server) Sync(gs grpc.BidiStreamingServer[meshpb.SyncRequest, meshpb.SyncResponse]) error {
-	if _, err := s.caller(gs.Context(), "Sync"); err != nil {
+	if err := s.admit(gs.Context(), "Sync"); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(gs.Context())

@@ -211,11 +211,11 @@ func (g *Group) observe(instance string, e *entry, r result) {
 	if !e.tracker.observe(r, time.Now()) {
 		return
 	}
-	level := slog.LevelInfo
+	tell := g.log.Info
 	if !e.tracker.state.Health.Usable() {
-		level = slog.LevelWarn
+		tell = g.log.Warn
 	}
-	g.log.Log(context.Background(), level, "check changed", slog.String("instance", instance), slog.String("check", e.check.Name),
+	tell("check changed", slog.String("instance", instance), slog.String("check", e.check.Name),
 		slog.String("from", string(before)), slog.String("to", string(e.tracker.state.Health)), slog.String("output", e.tracker.state.Output))
 	g.announce()
 }
@@ -243,7 +243,7 @@ func (g *Group) start(ctx context.Context, runs *sync.WaitGroup) {
 		if e.cancel != nil {
 			continue
 		}
-		ctx, cancel := context.WithCancel(ctx) //nolint:gosec // ends with the entry, or with the parent
+		ctx, cancel := context.WithCancel(ctx)
 		e.cancel = cancel
 		runs.Go(func() {
 			defer cancel()

@@ -21,7 +21,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/meshd/meshd/agent/statedir"
@@ -395,11 +394,12 @@ func (m *Manager) renew(ctx context.Context, client meshpb.MeshClient, id spiffe
 		m.entries[id] = &entry{leaf: l, renewAt: l.RenewAt(rand.Float64())} //nolint:gosec // spreads load, guards nothing
 		return
 	}
-	if e.err != err.Error() {
+	if e.err != status.Convert(err).Message() {
 		m.cfg.Log.WarnContext(ctx, "no new certificate; the old one stays in use to its end", slog.String("id", id.String()), slog.Any("error", err),
 			slog.Bool("have_old", e.leaf != nil))
 	}
-	e.err, e.refused = err.Error(), status.Code(err) == codes.PermissionDenied
+	reason, _ := meshpb.ReasonOf(err)
+	e.err, e.refused = status.Convert(err).Message(), reason == meshpb.ReasonNotPermitted
 	e.backoff = min(max(2*e.backoff, minBackoff), maxBackoff)
 	e.retryAt = time.Now().Add(e.backoff/2 + rand.N(e.backoff)) //nolint:gosec // spreads load, guards nothing
 }

@@ -142,7 +142,7 @@ func (b *bench) open(connected bool, want ...spiffe.ID) (m *leaf.Manager, stop f
 		b.t.Fatal(err)
 	}
 	m.Want(want)
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // the bubble's own
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
 	return m, func() {
@@ -263,7 +263,7 @@ func TestFailureKeepsTheOldLeaf(t *testing.T) {
 		refused bool
 	}{
 		"server fails":       {err: status.Error(codes.Unavailable, "no quorum"), want: "no quorum"},
-		"permission is lost": {err: status.Error(codes.PermissionDenied, "vm-a may not run web"), want: "vm-a may not run web", refused: true},
+		"permission is lost": {err: meshpb.Refuse(codes.PermissionDenied, meshpb.ReasonNotPermitted, "vm-a may not run web", time.Now()), want: "vm-a may not run web", refused: true},
 		"another identity":   {as: api, want: "the server issued an unusable certificate"},
 	}
 	for name, row := range rows {

@@ -231,7 +231,7 @@ func (r *Registry) watch(ctx context.Context) (*fsnotify.Watcher, <-chan fsnotif
 		return nil, nil
 	}
 	go func() {
-		for range watcher.Errors { //nolint:revive // an overflow is made good by polling; closed with the watcher
+		for range watcher.Errors { // an overflow is made good by polling; closed with the watcher
 		}
 	}()
 	return watcher, watcher.Events

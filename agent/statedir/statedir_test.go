@@ -92,7 +92,7 @@ func TestOpenStateIsRefused(t *testing.T) {
 	if err := os.Mkdir(wide, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(wide, 0o750); err != nil { //nolint:gosec // the refusal is under test
+	if err := os.Chmod(wide, 0o750); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := statedir.Open(wide); !errors.Is(err, statedir.ErrTooOpen) {
@@ -102,7 +102,7 @@ func TestOpenStateIsRefused(t *testing.T) {
 	if err := d.Write("key", []byte("secret")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(d.Path("key"), 0o640); err != nil { //nolint:gosec // the refusal is under test
+	if err := os.Chmod(d.Path("key"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.Read("key"); !errors.Is(err, statedir.ErrTooOpen) {

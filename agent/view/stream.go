@@ -47,7 +47,7 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 	if err != nil {
 		return false, cause(ctx, err)
 	}
-	hello := v.cfg.Hello
+	hello := v.cfg.Hello()
 	if err := s.Send(&meshpb.SyncRequest{Message: &meshpb.SyncRequest_Hello{Hello: &meshpb.Hello{
 		Session: hello.Session, Version: hello.Version, FeatureLevel: int32(hello.FeatureLevel), Address: hello.Address, //nolint:gosec // a small constant
 	}}}); err != nil && !errors.Is(err, io.EOF) { // io.EOF: Recv has the reason
@@ -65,7 +65,7 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 	lease := max(millis(welcome.GetLeaseMs(), defaultLease), 2*heartbeat)
 	watchdog.Reset(lease)
 
-	v.cfg.Log.Info("connected to a server", slog.String("server", server), slog.String("server_id", welcome.GetServer()))
+	v.cfg.Log.InfoContext(ctx, "connected to a server", slog.String("server", server), slog.String("server_id", welcome.GetServer()))
 	v.setLink(&Link{Client: client, Server: server, ID: welcome.GetServer(), Since: time.Now()})
 	defer v.setLink(nil)
 	state := &shared{session: newSession()}

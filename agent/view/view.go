@@ -43,8 +43,8 @@ type Config struct {
 	// Servers returns the addresses to choose from, host:port. It is called
 	// before every attempt.
 	Servers func() []string
-	// Hello is the first message of every stream.
-	Hello Hello
+	// Hello returns the first message of a stream.
+	Hello func() Hello
 }
 
 // Hello is what an agent says of itself.

@@ -111,7 +111,9 @@ func (b *bench) view() *view.View {
 	v := view.New(view.Config{
 		Log: slog.New(slog.NewTextHandler(&b.log, nil)), Dir: b.dir, Dial: b.dial,
 		Servers: func() []string { return []string{fmt.Sprint(b.address.Load())} },
-		Hello:   view.Hello{Session: "s", Version: "v", FeatureLevel: 1, Address: "10.0.0.1:7443"},
+		Hello: func() view.Hello {
+			return view.Hello{Session: "s", Version: "v", FeatureLevel: 1, Address: "10.0.0.1:7443"}
+		},
 	})
 	if err := v.Load(); err != nil {
 		b.t.Fatal(err)

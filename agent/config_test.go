@@ -1,0 +1,84 @@
+package agent_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/agent"
+	"github.com/meshd/meshd/catalog"
+)
+
+func TestReadConfig(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "agent.hcl")
+	text := `
+servers   = ["10.0.0.11", "10.0.0.12:7999", "fd00::1"]
+node_name = "vm-017"
+advertise = "10.0.0.0/8"
+join {
+  token_file = "/etc/meshd/other.token"
+}
+proxy {
+  mesh_port = 8443
+  supervise = true
+}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := agent.ReadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := agent.Config{
+		Servers: []string{"10.0.0.11", "10.0.0.12:7999", "fd00::1"}, NodeName: "vm-017", Advertise: "10.0.0.0/8",
+		Join: agent.Join{TokenFile: "/etc/meshd/other.token"}, Proxy: agent.Proxy{MeshPort: 8443, Supervise: true},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	full := got.WithDefaults()
+	if diff := cmp.Diff([]string{"10.0.0.11:7400", "10.0.0.12:7999", "[fd00::1]:7400"}, full.Servers); diff != "" {
+		t.Error(diff)
+	}
+	if full.DataDir != agent.DefaultDataDir || full.Proxy.Socket != agent.DefaultProxySocket || full.Proxy.MeshPort != 8443 || full.Socket != agent.DefaultSocket {
+		t.Errorf("defaults %+v", full)
+	}
+}
+
+func TestConfigProblems(t *testing.T) {
+	t.Parallel()
+	rows := []struct {
+		edit func(*agent.Config)
+		want string
+	}{
+		{func(c *agent.Config) { c.Servers = []string{"ok", "a b"} }, "servers[1]"},
+		{func(c *agent.Config) { c.Servers = []string{"host:0"} }, "servers[0]"},
+		{func(c *agent.Config) { c.NodeName = "Not_A_Label" }, "node_name"},
+		{func(c *agent.Config) { c.Advertise = "0.0.0.0" }, "advertise"},
+		{func(c *agent.Config) { c.Advertise = "eth0, eth1" }, "advertise"},
+		{func(c *agent.Config) { c.DataDir = "data" }, "data_dir"},
+		{func(c *agent.Config) { c.ServicesDir = "services.d" }, "services_dir"},
+		{func(c *agent.Config) { c.Socket = "/" + strings.Repeat("x", 107) }, "socket"},
+		{func(c *agent.Config) { c.Join.TokenFile = "join.token" }, "join.token_file"},
+		{func(c *agent.Config) { c.Proxy.Socket = "proxy.sock" }, "proxy.socket"},
+		{func(c *agent.Config) { c.Proxy.StateDir = "state" }, "proxy.state_dir"},
+		{func(c *agent.Config) { c.Proxy.MeshAddress = "eth0" }, "proxy.mesh_address"},
+		{func(c *agent.Config) { c.Proxy.Binary = "mesh-proxy" }, "proxy.binary"},
+	}
+	for _, row := range rows {
+		c := agent.Config{NodeName: "vm-a"}
+		if err := c.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		row.edit(&c)
+		problems := catalog.FieldErrors(c.Validate())
+		if len(problems) != 1 || problems[0].Field != row.want {
+			t.Errorf("%s: %v", row.want, problems)
+		}
+	}
+}

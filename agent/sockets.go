@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/proxy"
+)
+
+// ListenerStatus is the state of one listening socket of the plan.
+type ListenerStatus struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	// Open says that the agent holds the socket, and passes it on.
+	Open bool `json:"open"`
+	// Held says that a proxy of ours opened it or got it from an agent before
+	// this one: it serves, and the agent takes it over when the proxy restarts.
+	Held bool `json:"held,omitzero"`
+	// Waiting says why the socket can't be opened, and who holds the port.
+	Waiting string    `json:"waiting,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+}
+
+// sockets are the listening sockets of the host's proxy. One goroutine uses
+// it; status is copied out.
+type sockets struct {
+	log  *slog.Logger
+	held map[string]*os.File
+	at   map[string]string // name → address of held
+	wait map[string]ListenerStatus
+	// quiet says that a taken port is no news yet.
+	quiet bool
+}
+
+func newSockets(log *slog.Logger) *sockets {
+	return &sockets{log: log, held: map[string]*os.File{}, at: map[string]string{}, wait: map[string]ListenerStatus{}}
+}
+
+// follow opens what the plan names and closes what it no longer does. offered
+// are sockets that a proxy already has, which are taken over rather than opened
+// again; ours tells the processes of our proxies. It reports whether one waits.
+func (s *sockets) follow(ctx context.Context, wanted []proxy.Listener, offered map[string]*os.File, ours func(pid int) bool) (waits bool) {
+	names := map[string]bool{}
+	for _, l := range wanted {
+		names[l.Name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.held)) {
+		if !names[name] {
+			s.drop(name)
+		}
+	}
+	maps.DeleteFunc(s.wait, func(name string, _ ListenerStatus) bool { return !names[name] })
+	for _, l := range wanted {
+		if s.held[l.Name] != nil && s.at[l.Name] == l.Address {
+			continue
+		}
+		s.drop(l.Name) // its address changed
+		if f := offered[l.Name]; f != nil && boundTo(f, l.Address) {
+			delete(offered, l.Name)
+			s.keep(l, f)
+			continue
+		}
+		f, err := listen(ctx, l.Address)
+		if err != nil {
+			s.waiting(l, err, ours)
+			waits = true
+			continue
+		}
+		s.keep(l, f)
+	}
+	for _, f := range offered {
+		_ = f.Close()
+	}
+	return waits
+}
+
+func (s *sockets) keep(l proxy.Listener, f *os.File) {
+	if _, waited := s.wait[l.Name]; waited {
+		s.log.Info("listener is open now", slog.String("listener", l.Name), slog.String("address", l.Address))
+		delete(s.wait, l.Name)
+	}
+	s.held[l.Name], s.at[l.Name] = f, l.Address
+}
+
+func (s *sockets) drop(name string) {
+	if f := s.held[name]; f != nil {
+		_ = f.Close()
+		delete(s.held, name)
+		delete(s.at, name)
+	}
+}
+
+// waiting records why a socket can't be opened, and logs each cause once.
+func (s *sockets) waiting(l proxy.Listener, err error, ours func(pid int) bool) {
+	st := ListenerStatus{Name: l.Name, Address: l.Address, Since: time.Now(), Waiting: err.Error()}
+	if address, perr := parseListen(l.Address); perr == nil && errors.Is(err, syscall.EADDRINUSE) {
+		h := holderOf(address)
+		if st.Held = h.pid != 0 && ours(h.pid); st.Held {
+			st.Waiting = ""
+		} else {
+			st.Waiting = fmt.Sprintf("%s is held by %s", l.Address, h)
+		}
+	}
+	if before, ok := s.wait[l.Name]; ok && !before.Since.IsZero() && before.Waiting == st.Waiting && before.Held == st.Held && before.Address == st.Address {
+		return
+	}
+	if s.quiet {
+		st.Since = time.Time{} // said again when it is news
+		s.wait[l.Name] = st
+		return
+	}
+	s.wait[l.Name] = st
+	if !st.Held {
+		s.log.Error("listener can't be opened; it is tried again", slog.String("listener", l.Name), slog.String("cause", st.Waiting))
+	}
+}
+
+// status returns the state of every socket, sorted by name.
+func (s *sockets) status() []ListenerStatus {
+	all := slices.Collect(maps.Values(s.wait))
+	for name := range s.held {
+		all = append(all, ListenerStatus{Name: name, Address: s.at[name], Open: true})
+	}
+	slices.SortFunc(all, func(a, b ListenerStatus) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+func (s *sockets) close() {
+	for name := range s.held {
+		s.drop(name)
+	}
+}
+
+func parseListen(address string) (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if host == "" {
+		return netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(n)), nil
+	}
+	ip, err := netip.ParseAddr(host)
+	return netip.AddrPortFrom(ip, uint16(n)), err
+}
+
+// listen opens a listening socket as a file that can be passed on.
+func listen(ctx context.Context, address string) (*os.File, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = l.Close() }() // its duplicate lives on
+	tl, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil, fmt.Errorf("listen on %s: not TCP", address)
+	}
+	return tl.File()
+}
+
+// boundTo reports whether a socket that came from a proxy is a listening one
+// and bound where the plan says.
+func boundTo(f *os.File, address string) bool {
+	want, err := parseListen(address)
+	if err != nil {
+		return false
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	fits := false
+	err = raw.Control(func(fd uintptr) {
+		if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+			return
+		}
+		switch sa, err := unix.Getsockname(int(fd)); {
+		case err != nil:
+		default:
+			fits = sameAddress(sa, want)
+		}
+	})
+	return err == nil && fits
+}
+
+func sameAddress(sa unix.Sockaddr, want netip.AddrPort) bool {
+	var got netip.AddrPort
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		got = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)) //nolint:gosec // the kernel's port
+	case *unix.SockaddrInet6:
+		got = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)) //nolint:gosec // the kernel's port
+	default:
+		return false
+	}
+	bothAny := got.Addr().IsUnspecified() && want.Addr().IsUnspecified()
+	return got.Port() == want.Port() && (bothAny || got.Addr() == want.Addr().Unmap())
+}
