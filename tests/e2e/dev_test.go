@@ -19,7 +19,7 @@ func TestDevDemo(t *testing.T) {
 		t.Helper()
 		eventually(t, limit, "the demo says "+text, func() string {
 			if said := readFile(t, dev.log); !strings.Contains(said, text) {
-				return tail(dev.log, 10)
+				return "so far: " + tail(dev.log, 10)
 			}
 			return ""
 		})
@@ -36,7 +36,7 @@ func TestDevDemo(t *testing.T) {
 		if strings.Count(readFile(t, dev.log), "403") > before-1 && strings.Contains(tail(dev.log, 1), "403") {
 			return ""
 		}
-		return tail(dev.log, 3)
+		return "so far: " + tail(dev.log, 3)
 	})
 	if r := h.run("meshctl", "services"); r.code != 0 || !strings.Contains(r.stdout, "api") {
 		t.Errorf("meshctl services: %s%s", r.stdout, r.stderr)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -163,7 +164,7 @@ func (h *host) start(label, name string, args ...string) *process {
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	// ip netns exec replaces itself, so that the PID is the daemon's own.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
+	if err := spawn(p.cmd); err != nil {
 		h.t.Fatal(err)
 	}
 	go func() {
@@ -178,6 +179,26 @@ func (h *host) start(label, name string, args ...string) *process {
 		}
 	})
 	return p
+}
+
+// spawns starts commands on one thread that lives as long as the tests: Linux
+// kills the children of a thread that ends (PR_SET_PDEATHSIG, prctl(2)), and
+// threads of host.inside do end.
+var spawns = sync.OnceValue(func() chan<- func() { //nolint:gochecknoglobals // there is one such thread
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range work {
+			f()
+		}
+	}()
+	return work
+})
+
+func spawn(cmd *exec.Cmd) error {
+	done := make(chan error)
+	spawns() <- func() { done <- cmd.Start() }
+	return <-done
 }
 
 // kill sends a signal and, if it must end the process, waits for the end.

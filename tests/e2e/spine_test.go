@@ -59,6 +59,13 @@ func newSpine(t *testing.T) *spine {
 	s.api.define("api.hcl", apiDefinition)
 	// The first answer is the mesh's own: it is up, and nothing is allowed.
 	s.web.answers(20*time.Second, "403", "http://127.0.0.1:9191/hello")
+	eventually(t, 10*time.Second, "api and echo are healthy", func() string {
+		r := s.meshctl(0, "services", "-o", "csv")
+		if strings.Contains(r.stdout, "\napi,default:http,1,1,0\n") && strings.Contains(r.stdout, "\necho,default:tcp,1,1,0\n") {
+			return ""
+		}
+		return r.stdout
+	})
 	return s
 }
 
@@ -334,7 +341,7 @@ func TestNodeCannotBecomeAnotherService(t *testing.T) {
 		if strings.Contains(text, "vm-a may not run default/api") || strings.Contains(text, "may not register default/api") || strings.Contains(text, "may not run") {
 			return ""
 		}
-		return text
+		return "it says: " + text
 	})
 	if r := s.meshctl(0, "instances", "api", "-o", "json"); strings.Contains(r.stdout, `"vm-a"`) {
 		t.Errorf("vm-a is an instance of api: %s", r.stdout)
@@ -368,7 +375,7 @@ func TestJoinTokenWorksOnce(t *testing.T) {
 	first.write(token, 0o600, "join.token")
 	first.startAgent()
 	eventually(t, 10*time.Second, "vm-c is a node", func() string {
-		if r := s.meshctl(0, "get", "node", "vm-c"); !strings.Contains(r.stdout, "connected") {
+		if r := s.meshctl(0, "get", "nodes"); !strings.Contains(r.stdout, "vm-c  connected") {
 			return r.stdout + tail(first.agent.log, 5)
 		}
 		return ""
@@ -382,7 +389,7 @@ func TestJoinTokenWorksOnce(t *testing.T) {
 	second.startAgent()
 	eventually(t, 10*time.Second, "the second use is refused with its cause", func() string {
 		if text := tail(second.agent.log, 20); !strings.Contains(text, "used") {
-			return text
+			return "it says: " + text
 		}
 		return ""
 	})
@@ -418,7 +425,7 @@ service "api" {
 	s.allowed()
 	seen := map[string]int{}
 	eventually(t, 15*time.Second, "all three instances answer", func() string {
-		_, _, body := s.web.curl("http://127.0.0.1:9191/hello")
+		_, _, body := s.web.curl("http://127.0.0.1:9191/count")
 		name, _, _ := strings.Cut(strings.TrimPrefix(body, "instance="), " ")
 		seen[name]++
 		if seen["api"] < 5 || seen["api-2"] < 5 || seen["api-3"] < 5 {
@@ -430,7 +437,7 @@ service "api" {
 	// The proxy's own account of whom it picked must be what nginx counted.
 	for port, name := range map[int]string{8080: "api", 8081: "api-2", 8082: "api-3"} {
 		log := readFile(t, s.api.path(fmt.Sprintf("nginx-%d.access.log", port)))
-		if got := strings.Count(log, "GET /hello "); got != seen[name] {
+		if got := strings.Count(log, "GET /count "); got != seen[name] {
 			t.Errorf("%s has %d requests in its log, the callers saw %d of it", name, got, seen[name])
 		}
 	}
