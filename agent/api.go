@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/agent/check"
 	"github.com/meshd/meshd/agent/leaf"
 	"github.com/meshd/meshd/agent/plan"
+	"github.com/meshd/meshd/agent/procnet"
 	"github.com/meshd/meshd/agent/registry"
 	"github.com/meshd/meshd/agent/view"
 	"github.com/meshd/meshd/ca/spiffe"
@@ -206,13 +207,13 @@ func (a *Agent) Status() Status {
 		}
 		s.Instances = append(s.Instances, i)
 	}
-	s.Findings = exposed(definitions, listeningSockets())
+	s.Findings = exposed(definitions, procnet.Listening())
 	return s
 }
 
 // exposed tells which applications can be reached without the mesh: they listen
 // on more than the loopback address that their definition names.
-func exposed(definitions []catalog.Definition, sockets []listening) []string {
+func exposed(definitions []catalog.Definition, sockets []procnet.Socket) []string {
 	var found []string
 	for _, d := range definitions {
 		d = d.WithDefaults()
@@ -222,11 +223,11 @@ func exposed(definitions []catalog.Definition, sockets []listening) []string {
 		}
 		for _, p := range d.Ports {
 			for _, l := range sockets {
-				if l.address.Port() != p.Port || l.address.Addr().Unmap().IsLoopback() {
+				if l.Address.Port() != p.Port || l.Address.Addr().Unmap().IsLoopback() {
 					continue
 				}
 				finding := fmt.Sprintf("%s also listens on %s, reachable without the mesh → bind %s",
-					d.Ref().Short(), netip.AddrPortFrom(l.address.Addr().Unmap(), l.address.Port()), d.Address)
+					d.Ref().Short(), netip.AddrPortFrom(l.Address.Addr().Unmap(), l.Address.Port()), d.Address)
 				if !slices.Contains(found, finding) {
 					found = append(found, finding)
 				}

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/meshd/meshd/agent/procnet"
 	"github.com/meshd/meshd/proxy"
 )
 
@@ -107,8 +108,8 @@ func (s *sockets) drop(name string) {
 func (s *sockets) waiting(l proxy.Listener, err error, ours func(pid int) bool) {
 	st := ListenerStatus{Name: l.Name, Address: l.Address, Since: time.Now(), Waiting: err.Error()}
 	if address, perr := parseListen(l.Address); perr == nil && errors.Is(err, syscall.EADDRINUSE) {
-		h := holderOf(address)
-		if st.Held = h.pid != 0 && ours(h.pid); st.Held {
+		h := procnet.HolderOf(address)
+		if st.Held = h.PID != 0 && ours(h.PID); st.Held {
 			st.Waiting = ""
 		} else {
 			st.Waiting = fmt.Sprintf("%s is held by %s", l.Address, h)

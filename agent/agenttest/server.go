@@ -92,11 +92,14 @@ func (s *Server) Start(ctx context.Context, address string) (stop func(), err er
 	s.Address = l.Addr().String()
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)))
 	meshpb.RegisterMeshServer(g, s)
-	done := make(chan error, 1)
-	go func() { done <- g.Serve(l) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = g.Serve(l) // nil after Stop; before it, every call of the test fails
+	}()
 	return func() {
 		g.Stop()
-		_ = <-done // Stop makes it nil
+		<-done
 	}, nil
 }
 

@@ -1,4 +1,7 @@
-package agent
+// Package procnet tells which TCP sockets of this network namespace listen, and
+// which process holds them, from /proc. It serves diagnosis: what can't be read
+// is left out.
+package procnet
 
 import (
 	"bufio"
@@ -17,50 +20,49 @@ import (
 // (include/net/tcp_states.h, TCP_LISTEN).
 const tcpListen = "0A"
 
-// listening is one listening TCP socket of this network namespace.
-type listening struct {
-	address netip.AddrPort
-	inode   string
+// Socket is one listening TCP socket.
+type Socket struct {
+	Address netip.AddrPort
+	Inode   string
 }
 
-// listeningSockets reads /proc/net/tcp and tcp6. What can't be read is left
-// out: it serves diagnosis only.
-func listeningSockets() []listening {
-	var all []listening
+// Listening returns the listening sockets, of /proc/net/tcp and tcp6.
+func Listening() []Socket {
+	var all []Socket
 	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		f, err := os.Open(file) //nolint:gosec // one of two fixed paths
 		if err != nil {
 			continue
 		}
-		all = append(all, parseProcNet(f)...)
+		all = append(all, Parse(f)...)
 		_ = f.Close()
 	}
 	return all
 }
 
-// parseProcNet reads the table format of proc(5): fields 1, 3 and 9 are the
-// local address in hexadecimal, the state and the inode. Lines that don't fit
-// are left out.
-func parseProcNet(r io.Reader) []listening {
-	var all []listening
+// Parse reads the table format of proc(5): fields 1, 3 and 9 are the local
+// address in hexadecimal, the state and the inode. Lines that don't fit are
+// left out.
+func Parse(r io.Reader) []Socket {
+	var all []Socket
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 10 || fields[3] != tcpListen {
 			continue
 		}
-		address, err := parseProcAddress(fields[1])
+		address, err := parseAddress(fields[1])
 		if err != nil {
 			continue
 		}
-		all = append(all, listening{address: address, inode: fields[9]})
+		all = append(all, Socket{Address: address, Inode: fields[9]})
 	}
 	return all
 }
 
-// parseProcAddress reads "0100007F:1F90": the address in 32-bit words of the
+// parseAddress reads "0100007F:1F90": the address in 32-bit words of the
 // host's byte order, the port in hexadecimal.
-func parseProcAddress(s string) (netip.AddrPort, error) {
+func parseAddress(s string) (netip.AddrPort, error) {
 	host, port, ok := strings.Cut(s, ":")
 	raw, err := hex.DecodeString(host)
 	if !ok || err != nil || len(raw) != 4 && len(raw) != 16 {
@@ -77,41 +79,42 @@ func parseProcAddress(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ip, uint16(n)), nil
 }
 
-// holder is a process that holds a socket.
-type holder struct {
-	pid  int
-	name string
+// Holder is a process that holds a socket. The zero Holder is one that this
+// process may not look into.
+type Holder struct {
+	PID  int
+	Name string
 }
 
 // String returns "nginx (pid 811)".
-func (h holder) String() string {
-	if h.pid == 0 {
+func (h Holder) String() string {
+	if h.PID == 0 {
 		return "another process"
 	}
-	return fmt.Sprintf("%s (pid %d)", h.name, h.pid)
+	return fmt.Sprintf("%s (pid %d)", h.Name, h.PID)
 }
 
-// holderOf finds who listens where binding to the address would clash. Without
-// the right to look into other processes the name stays unknown.
-func holderOf(address netip.AddrPort) holder {
-	for _, l := range listeningSockets() {
-		a := l.address
+// HolderOf finds who, other than this process, listens where binding to the
+// address would clash.
+func HolderOf(address netip.AddrPort) Holder {
+	for _, l := range Listening() {
+		a := l.Address
 		same := a.Addr().Unmap() == address.Addr().Unmap() || a.Addr().IsUnspecified() || address.Addr().IsUnspecified()
 		if a.Port() == address.Port() && same {
-			if h := ownerOf(l.inode); h.pid != 0 {
+			if h := ownerOf(l.Inode); h.PID != 0 {
 				return h
 			}
 		}
 	}
-	return holder{}
+	return Holder{}
 }
 
 // ownerOf finds a process with a descriptor of a socket's inode.
-func ownerOf(inode string) holder {
+func ownerOf(inode string) Holder {
 	want := "socket:[" + inode + "]"
 	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
-		return holder{}
+		return Holder{}
 	}
 	for _, fd := range fds {
 		if target, err := os.Readlink(fd); err != nil || target != want {
@@ -126,7 +129,7 @@ func ownerOf(inode string) holder {
 		if err != nil {
 			name = []byte("?")
 		}
-		return holder{pid: pid, name: strings.TrimSpace(string(name))}
+		return Holder{PID: pid, Name: strings.TrimSpace(string(name))}
 	}
-	return holder{}
+	return Holder{}
 }
