@@ -22,6 +22,8 @@ const (
 	handshakeTimeout = 5 * time.Second
 	// maxHandshakes bounds the connections that have not shown who they are.
 	maxHandshakes = 256
+	// maxConnections bounds what is open in all; more wait to be accepted.
+	maxConnections = 8192
 	// acceptPause follows a failed accept, as when descriptors run out.
 	acceptPause = 50 * time.Millisecond
 	alpnHTTP2   = "h2"
@@ -63,6 +65,7 @@ func (s *splitter) run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	slots := make(chan struct{}, maxHandshakes)
+	open := make(chan struct{}, maxConnections)
 	for {
 		conn, err := s.inner.Accept()
 		if ctx.Err() != nil {
@@ -81,15 +84,17 @@ func (s *splitter) run(ctx context.Context) error {
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			_ = conn.Close() // never served
-			return nil
+		for _, queue := range []chan struct{}{open, slots} {
+			select {
+			case queue <- struct{}{}:
+			case <-ctx.Done():
+				_ = conn.Close() // never served
+				return nil
+			}
 		}
 		group.Go(func() {
 			defer func() { <-slots }()
-			s.handshake(ctx, conn)
+			s.handshake(ctx, &counted{Conn: conn, open: open})
 		})
 	}
 }
@@ -115,6 +120,19 @@ func (s *splitter) handshake(ctx context.Context, conn net.Conn) {
 	if !to.put(secure) {
 		_ = secure.Close() // the server is stopping
 	}
+}
+
+// counted gives its place back when it is closed.
+type counted struct {
+	net.Conn
+	open chan struct{}
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *counted) Close() error {
+	c.once.Do(func() { <-c.open })
+	return c.Conn.Close() //nolint:wrapcheck // a connection's own words
 }
 
 // queue is a net.Listener that is fed connections.

@@ -13,11 +13,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -494,5 +496,51 @@ func TestConfig(t *testing.T) {
 	}
 	if _, err := server.ReadConfig(path); err == nil || !strings.Contains(err.Error(), "retry_joyn") {
 		t.Errorf("an unknown key: %v", err)
+	}
+}
+
+// The admin socket takes this process's user and root, whatever the file's mode says.
+func TestAdminSocketPeer(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can act as another user")
+	}
+	s := mustRun(t, server.Config{DataDir: privateDir(t), AdminSocket: filepath.Join(t.TempDir(), "admin.sock")})
+	if info, err := os.Stat(s.AdminSocket()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	const nobody = 65534
+	answer := make(chan string, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread, and its user, end with the goroutine
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer func() { _ = unix.Close(fd) }()
+		// With root's rights over files, so that only the check of the peer is left.
+		if _, _, errno := unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, 1<<2, 0); errno != 0 {
+			answer <- errno.Error()
+			return
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			answer <- errno.Error()
+			return
+		}
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: s.AdminSocket()}); err != nil {
+			answer <- err.Error()
+			return
+		}
+		_, _ = unix.Write(fd, []byte("GET /v1/status HTTP/1.0\r\n\r\n"))
+		buffer := make([]byte, 4096)
+		n, err := unix.Read(fd, buffer)
+		answer <- fmt.Sprint(string(buffer[:max(n, 0)]), err)
+	}()
+	if got := <-answer; strings.Contains(got, "HTTP/1") || got == "permission denied" {
+		t.Errorf("a foreign user got %q, want a closed connection", got)
+	}
+	if code := call(t, s.local(), http.MethodGet, "http://x/v1/status", "", "", nil); code != 200 {
+		t.Errorf("root: status %d", code)
 	}
 }

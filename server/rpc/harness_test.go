@@ -42,12 +42,17 @@ func (a authority) Bundle() ca.Bundle {
 
 func newAuthority(tb testing.TB) authority {
 	tb.Helper()
+	return newAuthorityWith(tb, builtin.Config{})
+}
+
+func newAuthorityWith(tb testing.TB, config builtin.Config) authority {
+	tb.Helper()
 	key := ca.GenerateClusterKey()
 	made, err := builtin.Create(key, trustDomain, time.Now())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	opened, err := builtin.Open(made, key, builtin.Config{})
+	opened, err := builtin.Open(made, key, config)
 	if err != nil {
 		tb.Fatal(err)
 	}

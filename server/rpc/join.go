@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -14,6 +15,7 @@ import (
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store"
 )
 
 // newcomer is one request to join, understood.
@@ -147,6 +149,32 @@ func (s *Server) usable(token acl.JoinToken, n newcomer) error {
 // taken from it since.
 func (s *Server) repeat(tx *state.Tx, n newcomer) error {
 	return s.admit(tx, caller{node: n.node, key: n.key})
+}
+
+// keepTokens is how long a join token is kept after its end, so that a late use of
+// it can still be told from one that never was.
+const keepTokens = 24 * time.Hour
+
+// sweepTokens removes join tokens that ended long ago.
+func sweepTokens(ctx context.Context, st *state.State, now time.Time) error {
+	var old []string
+	for hash, rec := range state.JoinTokens.All(st.Snapshot()) {
+		if rec.Err == nil && now.Sub(rec.Value.Expires) > keepTokens {
+			old = append(old, hash)
+		}
+	}
+	for chunk := range slices.Chunk(old, store.MaxOps/2) {
+		_, err := st.Update(ctx, func(tx *state.Tx) error {
+			for _, hash := range chunk {
+				state.JoinTokens.Delete(tx, hash)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("remove old join tokens: %w", err)
+		}
+	}
+	return nil
 }
 
 func orUnknown(address string) string {

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -101,8 +102,8 @@ func (l *leases) run(ctx context.Context) error {
 			continue
 		}
 		reaped = time.Now()
-		if err := l.reap(ctx); err != nil && ctx.Err() == nil {
-			l.log.WarnContext(ctx, "instances of lost nodes could not be removed; trying again", slog.Any("error", err))
+		if err := errors.Join(l.reap(ctx), sweepTokens(ctx, l.state, reaped)); err != nil && ctx.Err() == nil {
+			l.log.WarnContext(ctx, "instances of lost nodes or old join tokens could not be removed; trying again", slog.Any("error", err))
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/ca/builtin"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/server/meshpb"
@@ -222,6 +223,9 @@ func TestLeaseLife(t *testing.T) {
 		if len(c.onA()) != 0 || state.Leases.Len(c.state.Snapshot()) != 0 {
 			t.Errorf("after 72 h: %v, %+v", c.onA(), c.lease())
 		}
+		if n := state.JoinTokens.Len(c.state.Snapshot()); n != 0 {
+			t.Errorf("%d join tokens of days ago are kept", n)
+		}
 	})
 }
 
@@ -400,5 +404,29 @@ func TestManyDeletions(t *testing.T) {
 		}
 		s.hangUp()
 		wait(0)
+	})
+}
+
+// A connection outlives its handshake, and not its certificate.
+func TestCertificateEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		c, stopped := startIn(ctx, t, rpc.Config{}, store.NewMemory(), newAuthorityWith(t, builtin.Config{NodeTTL: time.Hour}))
+		leaf := c.join("vm-a", "web")
+		s := c.dialPipe(leaf, "s1")
+		s.beat(t.Context())
+		wait(time.Hour - time.Minute)
+		register(t, direct{c, leaf})
+		wait(2 * time.Minute)
+		if reason, _ := meshpb.ReasonOf(<-s.done); reason != meshpb.ReasonNoIdentity {
+			t.Errorf("the stream ended by %q", reason)
+		}
+		_, err := c.rpc.Register(as(t.Context(), leaf), &meshpb.RegisterRequest{})
+		if reason, _ := meshpb.ReasonOf(err); reason != meshpb.ReasonNoIdentity {
+			t.Errorf("a call by an ended certificate: %v", err)
+		}
+		cancel()
+		stopped()
 	})
 }

@@ -152,6 +152,8 @@ func (s *Server) Run(ctx context.Context) error {
 type caller struct {
 	node string
 	key  string // ca.Hash of the public key of its certificate
+	// until is when the certificate ends: connections outlive handshakes.
+	until time.Time
 }
 
 // authenticate returns the node that calls and may do what it asks for.
@@ -168,7 +170,10 @@ func (s *Server) authenticate(ctx context.Context, resource acl.Resource) (calle
 	if id.Kind != spiffe.KindNode || id.TrustDomain != s.config.TrustDomain {
 		return caller{}, s.refuse(codes.PermissionDenied, meshpb.ReasonNoIdentity, "%s is no node of trust domain %s", id, s.config.TrustDomain)
 	}
-	c := caller{node: id.Name, key: publicKeyHash(cert)}
+	c := caller{node: id.Name, key: publicKeyHash(cert), until: cert.NotAfter}
+	if err := s.expired(c); err != nil {
+		return caller{}, err
+	}
 	if err := s.admit(s.state.Snapshot(), c); err != nil {
 		return caller{}, err
 	}
@@ -177,6 +182,15 @@ func (s *Server) authenticate(ctx context.Context, resource acl.Resource) (calle
 		return caller{}, s.refuse(codes.PermissionDenied, meshpb.ReasonNotPermitted, "%v", err)
 	}
 	return c, nil
+}
+
+// expired refuses a caller whose certificate has ended since the handshake.
+func (s *Server) expired(c caller) error {
+	if time.Now().Before(c.until) {
+		return nil
+	}
+	return s.refuse(codes.Unauthenticated, meshpb.ReasonNoIdentity,
+		"the certificate of node %s ended at %s: connect again with a newer one", c.node, c.until.UTC().Format(time.RFC3339))
 }
 
 // admit refuses a node whose record is gone, or whose name went to another host.

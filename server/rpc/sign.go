@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 
@@ -14,6 +15,10 @@ import (
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/state"
 )
+
+// keptKeys is how many keys of a node are accepted: the newest, the one that asked
+// for it, and one more for connections that are older than both.
+const keptKeys = 3
 
 // Sign implements meshpb.MeshServer. It decides on a linearizable read: what was
 // taken from a node before the call is refused to it.
@@ -88,9 +93,12 @@ func (s *Server) renewNode(ctx context.Context, c caller, id spiffe.ID, pub any)
 		if err := s.admit(tx, c); err != nil {
 			return err
 		}
+		identity, _ := state.NodeIdentities.Get(tx, c.node)
 		keys := []string{hash.String()}
-		if c.key != keys[0] {
-			keys = append(keys, c.key)
+		for _, key := range append([]string{c.key}, identity.Value.Keys...) {
+			if !slices.Contains(keys, key) && len(keys) < keptKeys {
+				keys = append(keys, key)
+			}
 		}
 		return state.NodeIdentities.Put(tx, c.node, state.NodeIdentity{Keys: keys})
 	})

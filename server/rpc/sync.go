@@ -114,6 +114,9 @@ func (s *Server) receive(st *stream, received <-chan *meshpb.SyncRequest, failed
 func (s *Server) handle(st *stream, m *meshpb.SyncRequest) error {
 	switch m := m.GetMessage().(type) {
 	case *meshpb.SyncRequest_Heartbeat:
+		if err := s.expired(st.caller); err != nil {
+			return err
+		}
 		st.heartbeat()
 	case *meshpb.SyncRequest_Subscribe:
 		if n := len(m.Subscribe.GetTopics()); n > maxTopics {

@@ -28,7 +28,7 @@ type Cluster struct {
 // NodeIdentity is which host a node's name belongs to.
 type NodeIdentity struct {
 	// Keys are the hashes (ca.Hash) of the public keys whose certificates are
-	// accepted as the node: the newest, and the one that asked for it.
+	// accepted as the node, the newest first.
 	Keys []string `json:"keys"`
 }
 

@@ -235,6 +235,17 @@ func TestFeatureLevel(t *testing.T) {
 	if got := s.Snapshot().FeatureLevel(); got != 3 {
 		t.Errorf("level %d, want 3", got)
 	}
+	// A node with labels is of level 4 here.
+	nodes := state.WithLevel(state.Nodes, func(n catalog.Node) int { return 3 + min(1, len(n.Labels)) })
+	for _, row := range []struct {
+		node catalog.Node
+		want error
+	}{{catalog.Node{Name: "a"}, nil}, {catalog.Node{Name: "b", Labels: map[string]string{"new": "field"}}, state.ErrFeatureLevel}} {
+		_, err := s.Update(t.Context(), func(tx *state.Tx) error { return nodes.Put(tx, row.node.Name, row.node) })
+		if !errors.Is(err, row.want) {
+			t.Errorf("node %s: %v, want %v", row.node.Name, err, row.want)
+		}
+	}
 }
 
 // An intention that can't be read denies its destination, and only that.
