@@ -26,6 +26,9 @@ type ServerConfig struct {
 	IdleTimeout time.Duration
 	// StreamIdle is how long a body or a tunnel may be silent; 5 min.
 	StreamIdle time.Duration
+	// BodyGrace is how long a client may keep us waiting for a body of declared
+	// length before it must have come at 1 KiB/s; 10 s.
+	BodyGrace time.Duration
 	// Limits bound a request's head.
 	Limits http1.Limits
 }

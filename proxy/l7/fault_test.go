@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -438,6 +439,31 @@ func TestTimeouts(t *testing.T) {
 		c := connect(t, p.addr)
 		c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe")
 		if resp, _ := c.response("POST"); resp.StatusCode != 408 {
+			t.Errorf("got %d", resp.StatusCode)
+		}
+	})
+	t.Run("body in drips", func(t *testing.T) {
+		p := start(t, options{upstream: hang(t), server: func(c *l7.ServerConfig) { c.BodyGrace = 100 * time.Millisecond }})
+		c := connect(t, p.addr)
+		c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			drip := time.NewTicker(50 * time.Millisecond)
+			defer drip.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-drip.C:
+					say(c.TCPConn, "x")
+				}
+			}
+		})
+		resp, _ := c.response("POST")
+		close(stop)
+		wg.Wait()
+		if resp.StatusCode != 408 {
 			t.Errorf("got %d", resp.StatusCode)
 		}
 	})

@@ -76,6 +76,7 @@ func start(tb testing.TB, o options) *proxy {
 	p.srv = l7.NewServer(cfg)
 	ln := listen(tb)
 	p.addr = ln.Addr().String()
+	ctx := tb.Context()
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
 		for {
@@ -83,7 +84,7 @@ func start(tb testing.TB, o options) *proxy {
 			if err != nil {
 				return
 			}
-			p.serving.Go(func() { p.serve(tb.Context(), nc, o) })
+			p.serving.Go(func() { p.serve(ctx, nc, o) })
 		}
 	})
 	tb.Cleanup(func() {

@@ -54,6 +54,7 @@ func (j *job) prepare() *Error {
 	j.src.link, j.src.limits, j.src.idle = &c.link, &cfg.Limits, cfg.StreamIdle
 	j.src.progress, j.src.look = &ex.progress, j.look
 	j.src.lost, j.src.slow, j.src.deadline = ClientGone, RequestTimeout, 0
+	j.src.grace = cfg.BodyGrace
 	framing, length := http1.Sized, p.Length
 	if p.Chunked {
 		framing, length = http1.Chunked, -1

@@ -35,6 +35,7 @@ func NewServer(cfg ServerConfig) *Server {
 	cfg.HeadTimeout = orDefault(cfg.HeadTimeout, 10*time.Second)
 	cfg.IdleTimeout = orDefault(cfg.IdleTimeout, 5*time.Minute)
 	cfg.StreamIdle = orDefault(cfg.StreamIdle, 5*time.Minute)
+	cfg.BodyGrace = orDefault(cfg.BodyGrace, 10*time.Second)
 	cfg.Limits = cfg.Limits.WithDefaults()
 	return &Server{cfg: cfg}
 }

@@ -10,6 +10,10 @@ import (
 	"github.com/meshd/meshd/proxy/http1"
 )
 
+// minRate is how many bytes a second a client must send of a body with a known
+// length, after the grace. Others may be streams, which say little for long.
+const minRate = 1 << 10
+
 // source reads one body off an HTTP/1 connection, for either end. It holds
 // what head parsing left in buf; the head in front of it stays untouched until
 // the exchange is over.
@@ -32,8 +36,11 @@ type source struct {
 	deadline int64         // of the exchange; 0 is none
 	progress *atomic.Int64 // when bytes last moved in the exchange, either way
 	look     func() error
-	lost     Reason // what an unexpected end or error of the connection means
-	slow     Reason // what silence means
+	grace    time.Duration // Sized: how long the peer may be slower than minRate; 0 is for ever
+	asked    int64         // when the running read began
+	waited   int64         // how long earlier reads took
+	lost     Reason        // what an unexpected end or error of the connection means
+	slow     Reason        // what silence means
 	eof      atomic.Bool
 }
 
@@ -42,6 +49,7 @@ func (s *source) start(framing http1.Framing, length int64) {
 	s.base = s.buf.r
 	s.framing, s.left = framing, length
 	s.pending, s.done, s.full, s.err, s.bytes = nil, false, false, nil, 0
+	s.asked, s.waited = 0, 0
 	s.chunks.Reset()
 	s.eof.Store(framing == http1.NoBody || framing == http1.Sized && length == 0)
 }
@@ -184,9 +192,12 @@ func (s *source) more() error {
 
 // fill blocks until bytes came, or the exchange's end.
 func (s *source) fill(p []byte) (int, error) {
+	s.asked = instant()
 	n, err := s.link.read(p, s.deadline, s.look)
+	now := instant()
+	s.waited += now - s.asked
 	if n > 0 {
-		s.progress.Store(instant())
+		s.progress.Store(now)
 	}
 	return n, err
 }
@@ -195,6 +206,13 @@ func (s *source) fill(p []byte) (int, error) {
 func (s *source) silent() error {
 	if s.idle > 0 && instant()-s.progress.Load() > int64(s.idle) {
 		return os.ErrDeadlineExceeded
+	}
+	if s.grace > 0 && s.framing == http1.Sized {
+		// Only the time in which we waited for the peer counts.
+		waited := time.Duration(s.waited+instant()-s.asked) - s.grace
+		if waited > 0 && s.bytes < int64(waited.Seconds()*minRate) {
+			return os.ErrDeadlineExceeded
+		}
 	}
 	return nil
 }
