@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/meshd/meshd/ca"
@@ -48,7 +49,7 @@ func (p Part) Key() string { return string(p.Kind) + "/" + p.Name }
 func HashPart(kind PartKind, name string, data []byte) string {
 	sum := sha256.New()
 	for _, field := range [][]byte{[]byte(kind), []byte(name), data} {
-		fmt.Fprintf(sum, "%d:", len(field))
+		sum.Write(append(strconv.AppendInt(nil, int64(len(field)), 10), ':'))
 		sum.Write(field)
 	}
 	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil))
@@ -199,7 +200,7 @@ func decodePolicy(p Part) (Policy, error) {
 	strict.DisallowUnknownFields()
 	var again Policy
 	if err := strict.Decode(&again); err != nil {
-		return Policy{Service: pol.Service, Unreadable: err.Error()}, nil
+		return Policy{Service: pol.Service, Unreadable: err.Error()}, nil //nolint:nilerr // it is kept in the policy, which denies
 	}
 	return pol, nil
 }

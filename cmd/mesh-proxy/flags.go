@@ -35,8 +35,8 @@ func parse(args []string, out io.Writer) (config, error) {
 	fs.BoolVar(&cfg.version, "version", false, "print the version and exit")
 	err := fs.Parse(args)
 	if err == flag.ErrHelp { //nolint:errorlint // Parse returns it as it is
-		fmt.Fprintln(out, "Usage: mesh-proxy [flags]\n\nFlags:")
 		fs.SetOutput(out)
+		_, _ = io.WriteString(out, "Usage: mesh-proxy [flags]\n\nFlags:\n")
 		fs.PrintDefaults()
 		return config{}, err
 	}

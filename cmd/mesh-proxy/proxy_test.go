@@ -220,10 +220,10 @@ func must(t *testing.T, err error) {
 
 func listen(t *testing.T) (string, *os.File) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	must(t, err)
-	defer l.Close()
-	f, err := l.(*net.TCPListener).File()
+	defer func() { _ = l.Close() }()
+	f, err := l.File()
 	must(t, err)
 	t.Cleanup(func() { _ = f.Close() })
 	return l.Addr().String(), f
@@ -338,7 +338,7 @@ func echoApp(t *testing.T) string {
 				return
 			}
 			go func() {
-				defer c.Close()
+				defer func() { _ = c.Close() }()
 				_, _ = io.Copy(c, c)
 			}()
 		}
@@ -434,7 +434,7 @@ func TestConnectionsQueueOverACrash(t *testing.T) {
 	_ = first.Wait()
 	waiting, err := net.Dial("tcp", w.upstream)
 	must(t, err)
-	defer waiting.Close()
+	defer func() { _ = waiting.Close() }()
 	w.proxy()
 	must(t, echo(waiting))
 }
@@ -450,7 +450,7 @@ func TestMetricsAndNoSecretInLogs(t *testing.T) {
 	must(t, err)
 	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 	must(t, err)
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	must(t, err)
 	for _, want := range []string{

@@ -7,11 +7,11 @@ import (
 	"github.com/meshd/meshd/proxy/balance"
 )
 
-func picker(t testing.TB, candidates ...balance.Candidate) balance.Picker {
-	t.Helper()
+func picker(tb testing.TB, candidates ...balance.Candidate) balance.Picker {
+	tb.Helper()
 	p, err := balance.New("", candidates)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return p
 }

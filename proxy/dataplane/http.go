@@ -171,8 +171,11 @@ func (a *attempt) next() bool {
 func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 	for {
 		head, err := a.inner.Head(w)
-		var failure *l7.Error
-		if err == nil || a.route == nil || a.state == nil || !errors.As(err, &failure) || failure.Reason != l7.ConnectFailed {
+		if err == nil || a.route == nil || a.state == nil {
+			return head, err
+		}
+		failure, ok := errors.AsType[*l7.Error](err)
+		if !ok || failure.Reason != l7.ConnectFailed {
 			return head, err
 		}
 		p := a.link.plane

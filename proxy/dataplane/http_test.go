@@ -22,11 +22,11 @@ import (
 )
 
 // serveHTTP runs an application.
-func serveHTTP(t testing.TB, handle http.HandlerFunc) string {
-	t.Helper()
+func serveHTTP(tb testing.TB, handle http.HandlerFunc) string {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	srv := &http.Server{Handler: handle}
 	done := make(chan struct{})
@@ -34,7 +34,7 @@ func serveHTTP(t testing.TB, handle http.HandlerFunc) string {
 		defer close(done)
 		_ = srv.Serve(l)
 	}()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = srv.Close()
 		<-done
 	})
@@ -42,10 +42,10 @@ func serveHTTP(t testing.TB, handle http.HandlerFunc) string {
 }
 
 // client returns an HTTP client of its own, without environment proxies.
-func client(t testing.TB) *http.Client {
-	t.Helper()
+func client(tb testing.TB) *http.Client {
+	tb.Helper()
 	transport := &http.Transport{DisableCompression: true}
-	t.Cleanup(transport.CloseIdleConnections)
+	tb.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
@@ -55,21 +55,21 @@ type answer struct {
 	header http.Header
 }
 
-func get(t testing.TB, c *http.Client, method, url, body string) answer {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+func get(tb testing.TB, c *http.Client, method, url, body string) answer {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), method, url, strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	req.Header.Set("X-Forwarded-Client-Cert", "URI=spiffe://mesh.example.com/ns/default/svc/admin")
 	res, err := c.Do(req)
 	if err != nil {
-		t.Fatalf("%s %s: %v", method, url, err)
+		tb.Fatalf("%s %s: %v", method, url, err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	data, err := io.ReadAll(res.Body)
 	if err != nil {
-		t.Fatalf("%s %s: body: %v", method, url, err)
+		tb.Fatalf("%s %s: body: %v", method, url, err)
 	}
 	return answer{res.StatusCode, string(data), res.Header}
 }
@@ -77,7 +77,7 @@ func get(t testing.TB, c *http.Client, method, url, body string) answer {
 func TestHTTPAllowed(t *testing.T) {
 	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "%s %s %s %v", r.Method, r.URL, body, r.Header["X-Forwarded-Client-Cert"])
+		_, _ = fmt.Fprintf(w, "%s %s %s %v", r.Method, r.URL, body, r.Header["X-Forwarded-Client-Cert"])
 	})
 	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
 	c := client(t)
@@ -145,15 +145,15 @@ func TestHTTPRulesAreAskedPerRequest(t *testing.T) {
 }
 
 // raw sends bytes as they are and reads one response.
-func raw(t testing.TB, address, request string) *http.Response {
-	t.Helper()
-	c := dial(t, address)
+func raw(tb testing.TB, address, request string) *http.Response {
+	tb.Helper()
+	c := dial(tb, address)
 	if _, err := io.WriteString(c, request); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	res, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		t.Fatalf("%q: %v", request, err)
+		tb.Fatalf("%q: %v", request, err)
 	}
 	return res
 }
@@ -244,7 +244,7 @@ func TestDenyCutsHTTPKeepAliveAndStreams(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer res.Body.Close()
+			defer func() { _ = res.Body.Close() }()
 			<-started
 			if _, err := io.ReadFull(res.Body, make([]byte, 5)); err != nil {
 				t.Fatal(err)
@@ -297,12 +297,12 @@ func TestPlanChangesLoseNoRequest(t *testing.T) {
 	m := newMesh(t, options{
 		protocol: catalog.ProtocolHTTP, apps: []string{serveHTTP(t, handle), serveHTTP(t, handle)}, intention: allow(),
 	})
-	ctx, cancel := context.WithCancel(t.Context())
+	var enough atomic.Bool
 	changes := make(chan int, 1)
 	go func() {
 		n := 0
 		endpoints := m.a.plan.Clusters[0].Endpoints
-		for ; ctx.Err() == nil; n++ {
+		for ; !enough.Load(); n++ {
 			// Every change takes an endpoint away or brings it back, and renews a leaf now and then.
 			m.a.plan.Clusters[0].Endpoints = slices.Clone(endpoints[:1+n%2])
 			if n%10 == 0 {
@@ -323,7 +323,7 @@ func TestPlanChangesLoseNoRequest(t *testing.T) {
 			c := client(t)
 			for i := range each {
 				body := fmt.Sprintf("%d/%d", w, i)
-				req, err := http.NewRequestWithContext(ctx, "POST", "http://"+m.upstream+"/", strings.NewReader(body))
+				req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+m.upstream+"/", strings.NewReader(body))
 				if err != nil {
 					t.Error(err)
 					return
@@ -342,7 +342,7 @@ func TestPlanChangesLoseNoRequest(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	cancel()
+	enough.Store(true)
 	if n := <-changes; n < 10 {
 		t.Errorf("only %d changes of plan happened meanwhile", n)
 	}

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -69,7 +70,7 @@ func (l *link) hold(i int, nc net.Conn) bool {
 }
 
 // abort cuts the connection with both its sides, and reports whether this call did it.
-func (l *link) abort(reason Reason) bool {
+func (l *link) abort(ctx context.Context, reason Reason) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cut {
@@ -85,7 +86,7 @@ func (l *link) abort(reason Reason) bool {
 		}
 	}
 	l.plane.metrics.cut.WithLabelValues(string(l.direction), string(reason)).Inc()
-	l.plane.logCut(l, reason)
+	l.plane.logCut(ctx, l, reason)
 	return true
 }
 

@@ -109,7 +109,7 @@ func socketCookie(f *os.File) (uint64, error) {
 	var cookie uint64
 	var cookieErr error
 	err = raw.Control(func(fd uintptr) {
-		cookie, cookieErr = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE) //nolint:gosec // a descriptor fits
+		cookie, cookieErr = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
 	})
 	if err := errors.Join(err, cookieErr); err != nil {
 		return 0, fmt.Errorf("identify a socket: %w", err)

@@ -141,8 +141,8 @@ func (p *Plane) refuse(ctx context.Context, l *link, reason Reason) {
 		slog.String("reason", string(reason)))
 }
 
-func (p *Plane) logCut(l *link, reason Reason) {
-	p.log.LogAttrs(context.Background(), slog.LevelInfo, "connection cut", slog.String("direction", string(l.direction)),
+func (p *Plane) logCut(ctx context.Context, l *link, reason Reason) {
+	p.log.LogAttrs(ctx, slog.LevelInfo, "connection cut", slog.String("direction", string(l.direction)),
 		slog.String("source", l.source.String()), slog.String("name", l.name), slog.String("listener", l.listener),
 		slog.String("reason", string(reason)), slog.Duration("age", time.Since(l.started)))
 }

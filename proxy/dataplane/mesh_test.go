@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"flag"
 	"io"
 	"log/slog"
 	"math/big"
@@ -30,6 +31,8 @@ import (
 	"github.com/meshd/meshd/proxy/dataplane"
 )
 
+var logs = flag.Bool("logs", false, "show what the data planes log, at debug level") //nolint:gochecknoglobals // a flag
+
 const trustDomain = "mesh.example.com"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -41,67 +44,67 @@ type authority struct {
 	key    crypto.Signer
 }
 
-func newAuthority(t testing.TB, domain string) *authority {
-	t.Helper()
+func newAuthority(tb testing.TB, domain string) *authority {
+	tb.Helper()
 	key, err := ca.GenerateKey()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial(t), Subject: pkix.Name{CommonName: "root of " + domain},
+		SerialNumber: serial(tb), Subject: pkix.Name{CommonName: "root of " + domain},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}},
 	}
-	return &authority{domain: domain, key: key, root: sign(t, template, template, key.Public(), key)}
+	return &authority{domain: domain, key: key, root: sign(tb, template, template, key.Public(), key)}
 }
 
-func serial(t testing.TB) *big.Int {
-	t.Helper()
+func serial(tb testing.TB) *big.Int {
+	tb.Helper()
 	n, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return n
 }
 
-func sign(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
-	t.Helper()
+func sign(tb testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
+	tb.Helper()
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return cert
 }
 
 // leaf signs a certificate for any identity, whether or not it is the authority's to give.
-func (a *authority) leaf(t testing.TB, id spiffe.ID, ttl time.Duration) *ca.Leaf {
-	t.Helper()
+func (a *authority) leaf(tb testing.TB, id spiffe.ID, ttl time.Duration) *ca.Leaf {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	cert := sign(t, &x509.Certificate{
-		SerialNumber: serial(t), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(ttl),
+	cert := sign(tb, &x509.Certificate{
+		SerialNumber: serial(tb), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(ttl),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		URIs: []*url.URL{id.URL()}, BasicConstraintsValid: true,
 	}, a.root, key.Public(), a.key)
 	leaf, err := ca.NewLeaf(ca.Chain{cert}, key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return leaf
 }
 
-func (a *authority) bundle(t testing.TB) ca.Bundle {
-	t.Helper()
+func (a *authority) bundle(tb testing.TB) ca.Bundle {
+	tb.Helper()
 	b, err := ca.NewBundle(a.domain, a.root)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }
@@ -121,14 +124,14 @@ type host struct {
 	stop     func()
 }
 
-func newHost(t testing.TB, limits dataplane.Limits) *host {
-	t.Helper()
+func newHost(tb testing.TB, limits dataplane.Limits) *host {
+	tb.Helper()
 	registry := prometheus.NewRegistry()
-	plane, err := dataplane.New(dataplane.Config{Log: testLog(t), Registerer: registry, Limits: limits})
+	plane, err := dataplane.New(dataplane.Config{Log: testLog(tb), Registerer: registry, Limits: limits})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	h := &host{t: t, plane: plane, registry: registry, sockets: map[string]*os.File{}}
+	h := &host{t: tb, plane: plane, registry: registry, sockets: map[string]*os.File{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- plane.Run(ctx) }()
@@ -140,33 +143,33 @@ func newHost(t testing.TB, limits dataplane.Limits) *host {
 		stopped = true
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
+			tb.Errorf("Run: %v", err)
 		}
 		for _, f := range h.sockets {
 			_ = f.Close()
 		}
 	}
-	t.Cleanup(h.stop)
+	tb.Cleanup(h.stop)
 	return h
 }
 
-func testLog(t testing.TB) *slog.Logger {
-	t.Helper()
-	if !testing.Verbose() {
+func testLog(tb testing.TB) *slog.Logger {
+	tb.Helper()
+	if !*logs {
 		return slog.New(slog.DiscardHandler)
 	}
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // socket opens a listening socket under a name and returns its address.
 func (h *host) socket(name string) string {
 	h.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	defer l.Close()
-	file, err := l.(*net.TCPListener).File()
+	defer func() { _ = l.Close() }()
+	file, err := l.File()
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -239,26 +242,26 @@ func deny() *intentions.Intention {
 	return &intentions.Intention{Source: "web", Destination: "api", Action: intentions.Deny}
 }
 
-func newMesh(t testing.TB, o options) *mesh {
-	t.Helper()
-	m := &mesh{ca: newAuthority(t, trustDomain), a: newHost(t, o.limits), b: newHost(t, o.limits)}
+func newMesh(tb testing.TB, o options) *mesh {
+	tb.Helper()
+	m := &mesh{ca: newAuthority(tb, trustDomain), a: newHost(tb, o.limits), b: newHost(tb, o.limits)}
 	m.port = m.b.socket("mesh")
 	m.upstream = m.a.socket("upstream/web/api/main")
 	position := catalog.Position{Generation: "g1", Revision: 1}
-	base := proxy.Config{Position: position, TrustDomain: trustDomain, Bundle: m.ca.bundle(t)}
+	base := proxy.Config{Position: position, TrustDomain: trustDomain, Bundle: m.ca.bundle(tb)}
 	name := catalog.Name{Namespace: catalog.DefaultNamespace, Name: "api"}
 
 	m.b.plan = base
 	m.b.plan.Listeners = []proxy.Listener{{Name: "mesh", Kind: proxy.ListenMesh, Address: m.port}}
 	m.b.plan.Policies = []proxy.Policy{{Service: name}}
-	m.b.keys = []*ca.Leaf{m.ca.leaf(t, service("api"), time.Hour)}
+	m.b.keys = []*ca.Leaf{m.ca.leaf(tb, service("api"), time.Hour)}
 
 	m.a.plan = base
 	m.a.plan.Listeners = []proxy.Listener{{
 		Name: "upstream/web/api/main", Kind: proxy.ListenUpstream, Address: m.upstream, Source: service("web"), Cluster: "default/api:main",
 	}}
 	cluster := proxy.Cluster{Name: "default/api:main", Service: service("api"), Port: "main", Protocol: o.protocol}
-	m.a.keys = []*ca.Leaf{m.ca.leaf(t, service("web"), time.Hour)}
+	m.a.keys = []*ca.Leaf{m.ca.leaf(tb, service("web"), time.Hour)}
 
 	for i, app := range o.apps {
 		id := "api-" + string(rune('a'+i))
@@ -284,27 +287,27 @@ func (m *mesh) intend(i *intentions.Intention) {
 }
 
 // serveTCP runs an application that answers every connection with handle.
-func serveTCP(t testing.TB, handle func(*net.TCPConn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func serveTCP(tb testing.TB, handle func(*net.TCPConn)) string {
+	tb.Helper()
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
-			c, err := l.Accept()
+			c, err := l.AcceptTCP()
 			if err != nil {
 				return
 			}
 			go func() {
-				defer c.Close()
-				handle(c.(*net.TCPConn))
+				defer func() { _ = c.Close() }()
+				handle(c)
 			}()
 		}
 	}()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = l.Close()
 		<-done
 	})
@@ -317,60 +320,64 @@ func echo(c *net.TCPConn) {
 	_ = c.CloseWrite()
 }
 
-func dial(t testing.TB, address string) *net.TCPConn {
-	t.Helper()
-	c, err := net.Dial("tcp", address)
+func dial(tb testing.TB, address string) *net.TCPConn {
+	tb.Helper()
+	addr, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() })
+	c, err := net.DialTCP("tcp", nil, addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = c.Close() })
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return c.(*net.TCPConn)
+	return c
 }
 
 // wantRefused connects and expects to be reset, at once or after a while, before any byte comes back.
-func wantRefused(t testing.TB, address string) {
-	t.Helper()
+func wantRefused(tb testing.TB, address string) {
+	tb.Helper()
 	c, err := net.Dial("tcp", address)
 	if err == nil {
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		var n int64
 		if n, err = io.Copy(io.Discard, c); n > 0 {
-			t.Errorf("%d bytes came back", n)
+			tb.Errorf("%d bytes came back", n)
 		}
 	}
 	if !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the connection ended with %v, want a reset", err)
+		tb.Errorf("the connection ended with %v, want a reset", err)
 	}
 }
 
 // exchange sends text and reads as many bytes back.
-func exchange(t testing.TB, c net.Conn, text string) string {
-	t.Helper()
+func exchange(tb testing.TB, c net.Conn, text string) string {
+	tb.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
-		t.Fatalf("write: %v", err)
+		tb.Fatalf("write: %v", err)
 	}
 	buf := make([]byte, len(text))
 	if _, err := io.ReadFull(c, buf); err != nil {
-		t.Fatalf("read: %v", err)
+		tb.Fatalf("read: %v", err)
 	}
 	return string(buf)
 }
 
 // eventually waits until ok, which is asked every few milliseconds.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+func eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Second)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("waited 10 s in vain: %s", what)
+			tb.Fatalf("waited 10 s in vain: %s", what)
 		case <-tick.C:
 		}
 	}

@@ -127,7 +127,7 @@ func (p *Plane) Apply(ctx context.Context, plan proxy.Config, keys []*ca.Leaf, s
 	p.snap.Store(next)
 	p.appliedAt.Store(now.UnixNano())
 	p.metrics.planApplied(plan.Position.Revision, now, next.leaves)
-	closed := p.review(now, next, !before.config.Bundle.Equal(plan.Bundle))
+	closed := p.review(ctx, now, next, !before.config.Bundle.Equal(plan.Bundle))
 	before.retire(next)
 	p.listen(ctx, plan.Listeners, sockets)
 	open := p.links.len()
@@ -152,7 +152,7 @@ func (p *Plane) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case now := <-ticker.C:
-			p.review(now, p.current(), false)
+			p.review(ctx, now, p.current(), false)
 			p.renew(ctx, now)
 		}
 	}
@@ -162,7 +162,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	p.closeListeners()
 	p.mu.Unlock()
 	for l := range p.links.all() {
-		l.abort(ReasonDraining)
+		l.abort(ctx, ReasonDraining)
 	}
 	p.dialed.closeAll()
 	p.tasks.Wait()
@@ -185,7 +185,7 @@ func (p *Plane) renew(ctx context.Context, now time.Time) {
 		return
 	}
 	p.snap.Store(next)
-	p.review(now, next, false)
+	p.review(ctx, now, next, false)
 	before.retire(next)
 }
 
@@ -207,7 +207,7 @@ func (p *Plane) Drain(ctx context.Context) int {
 	}
 	cut := 0
 	for l := range p.links.all() {
-		if l.abort(ReasonDraining) {
+		if l.abort(ctx, ReasonDraining) {
 			cut++
 		}
 	}
@@ -218,7 +218,7 @@ func (p *Plane) Drain(ctx context.Context) int {
 }
 
 // review looks at every live connection under a snapshot and returns how many it cut.
-func (p *Plane) review(now time.Time, s *snapshot, bundleChanged bool) int {
+func (p *Plane) review(ctx context.Context, now time.Time, s *snapshot, bundleChanged bool) int {
 	cut := 0
 	verdicts := map[string]error{}
 	for l := range p.links.all() {
@@ -226,7 +226,7 @@ func (p *Plane) review(now time.Time, s *snapshot, bundleChanged bool) int {
 		if reason == "" && bundleChanged {
 			reason = l.peer.review(now, s, verdicts)
 		}
-		if reason != "" && l.abort(reason) {
+		if reason != "" && l.abort(ctx, reason) {
 			cut++
 		}
 	}

@@ -237,7 +237,7 @@ func TestAbortBecomesReset(t *testing.T) {
 func TestEachInstanceIsReachedByItsName(t *testing.T) {
 	var apps []string
 	for i := range 3 {
-		apps = append(apps, serveTCP(t, func(c *net.TCPConn) { fmt.Fprintf(c, "%d", i) }))
+		apps = append(apps, serveTCP(t, func(c *net.TCPConn) { _, _ = fmt.Fprintf(c, "%d", i) }))
 	}
 	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: apps, intention: allow()})
 	all := m.a.plan.Clusters[0].Endpoints

@@ -118,7 +118,7 @@ func (c *conn) writeWithFiles(data []byte, files []*os.File) (int, error) {
 		defer dup.Close() //nolint:errcheck // a duplicate that nobody wrote to
 		raw, err := dup.SyscallConn()
 		if err == nil {
-			err = raw.Control(func(fd uintptr) { fds[i] = int(fd) }) //nolint:gosec // a descriptor fits
+			err = raw.Control(func(fd uintptr) { fds[i] = int(fd) })
 		}
 		if err != nil {
 			return 0, fmt.Errorf("send a socket: %w", err)
@@ -147,7 +147,7 @@ func (c *conn) peerUID() (uint32, error) {
 	var cred *unix.Ucred
 	var credErr error
 	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err := errors.Join(err, credErr); err != nil {
 		return 0, fmt.Errorf("peer credentials: %w", err)
@@ -167,7 +167,7 @@ func dupFile(f *os.File) (*os.File, error) {
 	if err := errors.Join(err, dupErr); err != nil {
 		return nil, fmt.Errorf("duplicate a socket: %w", err)
 	}
-	return os.NewFile(uintptr(dup), f.Name()), nil //nolint:gosec // the kernel gave it
+	return os.NewFile(uintptr(dup), f.Name()), nil
 }
 
 // socketCookie identifies a socket over all its duplicates, until the host restarts (SO_COOKIE, Linux 4.12).
@@ -179,7 +179,7 @@ func socketCookie(f *os.File) (uint64, error) {
 	var cookie uint64
 	var cookieErr error
 	err = raw.Control(func(fd uintptr) {
-		cookie, cookieErr = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE) //nolint:gosec // a descriptor fits
+		cookie, cookieErr = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
 	})
 	if err := errors.Join(err, cookieErr); err != nil {
 		return 0, fmt.Errorf("identify a socket: %w", err)

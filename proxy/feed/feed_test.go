@@ -38,11 +38,11 @@ type signer struct {
 	priv any
 }
 
-func newSigner(t testing.TB) *signer {
-	t.Helper()
+func newSigner(tb testing.TB) *signer {
+	tb.Helper()
 	key, err := ca.GenerateKey()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
@@ -50,28 +50,28 @@ func newSigner(t testing.TB) *signer {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	root, err := x509.ParseCertificate(der)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	b, err := ca.NewBundle(trustDomain, root)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return &signer{key: b, root: root, priv: key}
 }
 
-func (s *signer) leaf(t testing.TB, name string) *ca.Leaf {
-	t.Helper()
+func (s *signer) leaf(tb testing.TB, name string) *ca.Leaf {
+	tb.Helper()
 	key, err := ca.GenerateKey()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: serial, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
@@ -79,15 +79,15 @@ func (s *signer) leaf(t testing.TB, name string) *ca.Leaf {
 		URIs: []*url.URL{spiffe.Service(trustDomain, "default", name).URL()},
 	}, s.root, key.Public(), s.priv)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	chain, err := ca.ParseChain([][]byte{der})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	leaf, err := ca.NewLeaf(chain, key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return leaf
 }
@@ -253,9 +253,9 @@ func socketPath(t *testing.T) string {
 }
 
 // startProxy attaches a client with a cache directory, none if it is empty.
-func startProxy(t *testing.T, path, id, cache string) (*feed.Client, *handler, func()) {
+func startProxy(t *testing.T, path, cache string) (*feed.Client, *handler, func()) {
 	t.Helper()
-	cfg := feed.ClientConfig{Socket: path, Proxy: id, Version: "v1", FeatureLevel: 3, Log: slog.New(slog.DiscardHandler)}
+	cfg := feed.ClientConfig{Socket: path, Proxy: "vm-a", Version: "v1", FeatureLevel: 3, Log: slog.New(slog.DiscardHandler)}
 	if cache != "" {
 		cfg.Cache = feed.NewDiskCache(cache)
 	}
@@ -292,17 +292,17 @@ func TestPlanKeysAndSocketsArrive(t *testing.T) {
 	s, a := newSigner(t), startAgent(t, socketPath(t))
 	leaf := s.leaf(t, "web")
 	must(t, a.SetKeys("vm-a", []*ca.Leaf{leaf}))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	must(t, err)
-	defer l.Close()
-	file, err := l.(*net.TCPListener).File()
+	defer func() { _ = l.Close() }()
+	file, err := l.File()
 	must(t, err)
 	must(t, a.SetSockets("vm-a", map[string]*os.File{"mesh": file}))
 	must(t, file.Close()) // the server has its own
 	must(t, a.SetPlan("vm-a", s.plan(1, 2)))
 	must(t, a.SetPlan("vm-b", s.plan(77, 0)))
 
-	_, h, _ := startProxy(t, a.path, "vm-a", "")
+	_, h, _ := startProxy(t, a.path, "")
 	u := h.wait(t, "the plan with its socket", func(u feed.Update, sockets map[string]bool) bool { return sockets["mesh"] })
 	if u.Config.Position.Revision != 1 || len(u.Config.Clusters) != 2 || u.Alone {
 		t.Errorf("got plan %v with %d clusters, alone %v", u.Config.Position, len(u.Config.Clusters), u.Alone)
@@ -330,7 +330,7 @@ func TestPlanKeysAndSocketsArrive(t *testing.T) {
 func TestASlowProxyGetsTheNewestPlan(t *testing.T) {
 	s, a := newSigner(t), startAgent(t, socketPath(t))
 	must(t, a.SetPlan("vm-a", s.plan(1, 1)))
-	_, h, _ := startProxy(t, a.path, "vm-a", "")
+	_, h, _ := startProxy(t, a.path, "")
 	h.wait(t, "the first plan", at(1))
 	block := make(chan struct{})
 	h.set(func() { h.block = block })
@@ -353,7 +353,7 @@ func TestASlowProxyGetsTheNewestPlan(t *testing.T) {
 func TestARefusedPlanIsReportedAndReplaced(t *testing.T) {
 	s, a := newSigner(t), startAgent(t, socketPath(t))
 	must(t, a.SetPlan("vm-a", s.plan(1, 1)))
-	_, h, _ := startProxy(t, a.path, "vm-a", "")
+	_, h, _ := startProxy(t, a.path, "")
 	h.wait(t, "the first plan", at(1))
 	t.Run("by validation", func(t *testing.T) {
 		bad := s.plan(2, 1)
@@ -399,7 +399,7 @@ func TestAPlanLargerThanAFrame(t *testing.T) {
 		c.Clusters = append(c.Clusters, cl)
 	}
 	must(t, a.SetPlan("vm-a", c))
-	_, h, _ := startProxy(t, a.path, "vm-a", "")
+	_, h, _ := startProxy(t, a.path, "")
 	u := h.wait(t, "the plan", at(1))
 	if len(u.Config.Clusters) != 100 || len(u.Config.Clusters[99].Endpoints) != 600 {
 		t.Errorf("got %d clusters", len(u.Config.Clusters))
@@ -414,9 +414,9 @@ func TestAPlanLargerThanAFrame(t *testing.T) {
 func TestTwoProcessesOfOneProxy(t *testing.T) {
 	s, a := newSigner(t), startAgent(t, socketPath(t))
 	must(t, a.SetPlan("vm-a", s.plan(1, 1)))
-	old, oldHandler, stopOld := startProxy(t, a.path, "vm-a", "")
+	old, oldHandler, stopOld := startProxy(t, a.path, "")
 	oldHandler.wait(t, "the plan", at(1))
-	_, newHandler, _ := startProxy(t, a.path, "vm-a", "")
+	_, newHandler, _ := startProxy(t, a.path, "")
 	newHandler.wait(t, "the plan", at(1))
 	a.SetState("vm-a", old.Session(), feed.Draining)
 	eventually(t, "the old one is told", func() bool {
@@ -444,7 +444,7 @@ func TestTwoProcessesOfOneProxy(t *testing.T) {
 func TestAProxyReportsThatItDrains(t *testing.T) {
 	s, a := newSigner(t), startAgent(t, socketPath(t))
 	must(t, a.SetPlan("vm-a", s.plan(1, 0)))
-	c, h, _ := startProxy(t, a.path, "vm-a", "")
+	c, h, _ := startProxy(t, a.path, "")
 	h.wait(t, "the plan", at(1))
 	c.ReportState(feed.Draining)
 	a.waitStatus(t, "the agent knows", func(s []feed.ProxyStatus) bool { return s[0].State == feed.Draining })
@@ -455,7 +455,7 @@ func TestAgentRestart(t *testing.T) {
 	first := startAgent(t, path)
 	must(t, first.SetPlan("vm-a", s.plan(1, 1)))
 	must(t, first.SetKeys("vm-a", []*ca.Leaf{s.leaf(t, "web")}))
-	_, h, _ := startProxy(t, path, "vm-a", "")
+	_, h, _ := startProxy(t, path, "")
 	h.wait(t, "the plan", at(1))
 	first.stop()
 	second := startAgent(t, path)
@@ -472,7 +472,7 @@ func TestBootAloneAndAttachLater(t *testing.T) {
 	leaf := s.leaf(t, "web")
 	must(t, a.SetKeys("vm-a", []*ca.Leaf{leaf}))
 	must(t, a.SetPlan("vm-a", s.plan(5, 3)))
-	_, h, stop := startProxy(t, path, "vm-a", dir)
+	_, h, stop := startProxy(t, path, dir)
 	h.wait(t, "the plan", at(5))
 	a.waitStatus(t, "it is applied", func(s []feed.ProxyStatus) bool { return s[0].Applied.Revision == 5 })
 	eventually(t, "it is on disk", func() bool {
@@ -482,7 +482,7 @@ func TestBootAloneAndAttachLater(t *testing.T) {
 	stop()
 	a.stop()
 
-	_, alone, _ := startProxy(t, path, "vm-a", dir)
+	_, alone, _ := startProxy(t, path, dir)
 	u := alone.wait(t, "the plan from disk, with a socket of its own", func(_ feed.Update, sockets map[string]bool) bool { return sockets["mesh"] })
 	if !u.Alone || u.Config.Position.Revision != 5 || len(u.Config.Clusters) != 3 || len(u.Keys) != 1 {
 		t.Errorf("alone %v with plan %v, %d clusters, keys %v", u.Alone, u.Config.Position, len(u.Config.Clusters), u.Keys)
@@ -496,7 +496,7 @@ func TestBootAloneAndAttachLater(t *testing.T) {
 	if sockets["mesh"] == nil {
 		t.Fatalf("got %v", sockets)
 	}
-	defer sockets["mesh"].Close()
+	defer func() { _ = sockets["mesh"].Close() }()
 	must(t, b.SetSockets("vm-a", sockets))
 	must(t, b.SetPlan("vm-a", s.plan(6, 3)))
 	u = alone.wait(t, "the agent's plan", at(6))
@@ -520,7 +520,7 @@ func TestADamagedCacheIsNotUsed(t *testing.T) {
 	if _, err := cache.Plan(); !errors.Is(err, feed.ErrCorrupt) {
 		t.Errorf("Plan = %v, want ErrCorrupt", err)
 	}
-	_, h, _ := startProxy(t, path, "vm-a", dir)
+	_, h, _ := startProxy(t, path, dir)
 	a := startAgent(t, path)
 	must(t, a.SetPlan("vm-a", s.plan(10, 1)))
 	h.wait(t, "the agent's plan", at(10))

@@ -89,7 +89,7 @@ func TestReadFrameRefuses(t *testing.T) {
 func TestServerRefusesSessions(t *testing.T) {
 	s, a := newSigner(t), startAgent(t, socketPath(t))
 	must(t, a.SetPlan("vm-a", s.plan(1, 1)))
-	_, h, _ := startProxy(t, a.path, "vm-a", "")
+	_, h, _ := startProxy(t, a.path, "")
 	h.wait(t, "the plan", at(1))
 	hello, err := feed.AppendFrame(nil, feed.Frame{Hello: &feed.Hello{Proxy: "vm-x", Session: "s", State: feed.Active}})
 	must(t, err)
@@ -112,7 +112,7 @@ func TestServerRefusesSessions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c, err := net.Dial("unix", a.path)
 			must(t, err)
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			must(t, c.SetDeadline(time.Now().Add(10*time.Second)))
 			_, err = c.Write(wire)
 			must(t, err)
@@ -159,14 +159,14 @@ func TestClientSurvivesDamagedFrames(t *testing.T) {
 			for range round {
 				wire[random.IntN(len(wire))] ^= 1 << random.IntN(8)
 			}
-			l, err := net.Listen("unix", filepath.Join(t.TempDir(), name))
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(t.TempDir(), name)})
 			must(t, err)
 			c := feed.NewClient(feed.ClientConfig{Socket: l.Addr().String(), Proxy: "p", Log: slog.New(slog.DiscardHandler)})
 			stop := run(t, "proxy", func(ctx context.Context) error { return c.Run(ctx, newHandler()) })
-			nc, err := l.Accept()
+			nc, err := l.AcceptUnix()
 			must(t, err)
 			_, _ = nc.Write(wire)
-			must(t, nc.(*net.UnixConn).CloseWrite())
+			must(t, nc.CloseWrite())
 			must(t, nc.SetDeadline(time.Now().Add(10*time.Second)))
 			if _, err := io.Copy(io.Discard, nc); err != nil && !strings.Contains(err.Error(), "reset") {
 				t.Errorf("after %q the session was not closed: %v", wire, err)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"strconv"
 
 	"github.com/meshd/meshd/ca"
 )
@@ -33,7 +34,7 @@ func (k Key) leaf() (*ca.Leaf, error) {
 func (k Key) hash() string {
 	sum := sha256.New()
 	for _, der := range k.Chain {
-		fmt.Fprintf(sum, "%d:", len(der))
+		sum.Write(append(strconv.AppendInt(nil, int64(len(der)), 10), ':'))
 		sum.Write(der)
 	}
 	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil))
