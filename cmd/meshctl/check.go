@@ -3,23 +3,44 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/meshd/meshd/agent"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/client"
 )
 
 func (a *app) checkCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "check", Short: "check the mesh; exit 3 if something is wrong", Args: exactly(0, "no arguments"),
+	var local, all bool
+	var socket string
+	c := &cobra.Command{
+		Use: "check", Short: "check this host, or the whole mesh; exit 3 if something is wrong", Args: exactly(0, "no arguments"),
+		Long: `check looks for what is wrong, and says what to do about it.
+
+On a host with an agent it asks that agent, which needs neither a token nor a
+living server; with --all, or where no agent runs, it asks the servers about the
+whole mesh.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkFormat(); err != nil {
 				return err
 			}
+			if !local && !all {
+				_, err := os.Stat(socket)
+				local = err == nil && a.setting(a.addr, "MESH_ADDR") == ""
+			}
+			if local {
+				return a.checkLocal(cmd.Context(), socket)
+			}
 			return a.checkServers(cmd)
 		},
 	}
+	c.Flags().BoolVar(&local, "local", false, "ask the agent of this host")
+	c.Flags().BoolVar(&all, "all", false, "ask the servers about the whole mesh")
+	c.Flags().StringVar(&socket, "agent-socket", agent.DefaultSocket, "the agent's socket")
+	c.MarkFlagsMutuallyExclusive("local", "all")
+	return c
 }
 
 // checkServers looks at the whole mesh from its servers.

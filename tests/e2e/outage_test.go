@@ -164,6 +164,12 @@ func TestAgentRestarts(t *testing.T) {
 	s.web.answers(2*time.Second, "403", hello)
 }
 
+// checkLocal runs meshctl check on the host, without a server.
+func (m *member) checkLocal() result {
+	m.t.Helper()
+	return m.run("meshctl", "check", "--local", "--agent-socket", m.path("agent.sock"))
+}
+
 // TestServersDie: with no server alive everything goes on, new connections
 // included, and agent and proxy can be restarted.
 func TestServersDie(t *testing.T) {
@@ -174,6 +180,13 @@ func TestServersDie(t *testing.T) {
 	l.await(t, 200)
 	s.daemon.kill(syscall.SIGKILL)
 	l.await(t, 500)
+	eventually(t, 5*time.Second, "the agent says that it serves from disk", func() string {
+		r := s.web.checkLocal()
+		if r.code == 3 && strings.Contains(r.stdout, "✗ no server for") && strings.Contains(r.stdout, "serving from disk, the first certificate ends in 2") {
+			return ""
+		}
+		return fmt.Sprintf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+	})
 	s.web.agent.kill(syscall.SIGKILL)
 	s.api.agent.kill(syscall.SIGKILL)
 	l.await(t, 100)

@@ -126,6 +126,11 @@ func TestDeniedThenAllowed(t *testing.T) {
 	if r := s.meshctl(0, "explain", "web", "api", "GET", "/x"); !strings.Contains(r.stdout, "ALLOWED") {
 		t.Errorf("explain: %s", r.stdout)
 	}
+	for _, m := range []*member{s.web, s.api} {
+		if r := m.checkLocal(); r.code != 0 {
+			t.Errorf("meshctl check on %s: exit %d\n%s%s", m.name, r.code, r.stdout, r.stderr)
+		}
+	}
 	if r := s.meshctl(0, "intention", "allow", "web", "api"); !strings.Contains(r.stdout, "unchanged") {
 		t.Errorf("the same again: %s", r.stdout)
 	}

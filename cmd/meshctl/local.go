@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/agent"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/proxy/feed"
+	"github.com/meshd/meshd/server/client"
+)
+
+// localStatus asks the agent of this host. It needs no token and no server.
+func localStatus(ctx context.Context, socket string) (agent.Status, error) {
+	var st agent.Status
+	var d net.Dialer
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
+	}}
+	defer c.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/agent/status", nil)
+	if err != nil {
+		return st, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		if os.IsPermission(err) {
+			return st, fail(exitPermission, "the agent's socket %s: run this as root or as a member of its group", socket)
+		}
+		return st, fail(exitUnreachable, "the agent does not answer on %s: %v; does it run?", socket, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return st, fmt.Errorf("read the agent's status: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return st, fail(exitPermission, "the agent refuses: %s", strings.TrimSpace(string(data)))
+	}
+	if err := json.Unmarshal(data, &st); err != nil {
+		return st, fmt.Errorf("the agent's status is not what this version understands: %w", err)
+	}
+	return st, nil
+}
+
+// checkLocal looks at this host through its agent.
+func (a *app) checkLocal(ctx context.Context, socket string) error {
+	st, err := localStatus(ctx, socket)
+	if err != nil {
+		return err
+	}
+	var r report
+	if st.TrustDomain == "" {
+		r.add(client.FactFail, "node %s has not joined: %s → meshctl token join --node %s, on a server", st.Node, dash(st.JoinError), st.Node)
+		return a.showReport(r)
+	}
+	r.add(client.FactOK, "node %s of %s, mesh address %s", st.Node, st.TrustDomain, dash(st.Address))
+	r.servers(st)
+	r.proxies(st)
+	r.leaves(st)
+	r.services(st)
+	for _, l := range st.Listeners {
+		if l.Waiting != "" {
+			r.add(client.FactFail, "%s cannot listen on %s: %s", l.Name, l.Address, l.Waiting)
+		}
+	}
+	for _, f := range st.Findings {
+		r.add(client.FactWarn, "%s", f)
+	}
+	return a.showReport(r)
+}
+
+func (r *report) servers(st agent.Status) {
+	switch {
+	case st.Server.Server != "":
+		r.add(client.FactOK, "connected to server %s (%s) for %s", st.Server.ServerID, st.Server.Server, since(st.Server.Since))
+	default:
+		first := time.Time{}
+		for _, l := range st.Leaves {
+			if first.IsZero() || l.NotAfter.Before(first) {
+				first = l.NotAfter
+			}
+		}
+		text := fmt.Sprintf("no server for %s (%s); serving from disk", since(st.Server.Since), dash(st.Server.Error))
+		if !first.IsZero() {
+			text += ", the first certificate ends in " + time.Until(first).Round(time.Minute).String()
+		}
+		r.add(client.FactFail, "%s", text)
+	}
+	for _, refusal := range st.Registration.Refusals {
+		r.add(client.FactFail, "%s/%s is not registered: %s", refusal.Service, refusal.Instance, refusal.Reason)
+	}
+	if st.Registration.Error != "" {
+		r.add(client.FactFail, "registration: %s", st.Registration.Error)
+	}
+}
+
+func (r *report) proxies(st agent.Status) {
+	active := false
+	for _, p := range st.Proxies {
+		switch {
+		case p.State != feed.Active:
+			r.add(client.FactOK, "proxy %s (process %d) drains, %d connections are open", p.Proxy, p.PID, p.Open)
+			continue
+		case p.Refused != "":
+			r.add(client.FactFail, "proxy %s refuses its plan: %s", p.Proxy, p.Refused)
+		case p.Applied != p.Wanted:
+			r.add(client.FactWarn, "proxy %s runs plan %d, %d is on its way", p.Proxy, p.Applied.Revision, p.Wanted.Revision)
+		default:
+			r.add(client.FactOK, "proxy %s runs plan %d, %d connections are open", p.Proxy, p.Applied.Revision, p.Open)
+		}
+		active = true
+	}
+	if !active {
+		r.add(client.FactFail, "no mesh-proxy is attached → systemctl status mesh-proxy")
+	}
+	for _, p := range st.Problems {
+		r.add(client.FactWarn, "left out of the plan: %s: %s", p.Where, p.What)
+	}
+}
+
+func (r *report) leaves(st agent.Status) {
+	for _, l := range st.Leaves {
+		left := time.Until(l.NotAfter).Round(time.Minute)
+		switch {
+		case l.NotAfter.IsZero():
+			r.add(client.FactFail, "no certificate for %s: %s", l.ID, dash(l.Error))
+		case l.Alarm:
+			r.add(client.FactFail, "the certificate of %s ends in %s and is not renewed: %s", l.ID, left, dash(l.Error))
+		case l.Error != "":
+			r.add(client.FactWarn, "the certificate of %s lasts %s; its renewal failed: %s", l.ID, left, l.Error)
+		default:
+			r.add(client.FactOK, "identity %s, %s left", l.ID, left)
+		}
+	}
+}
+
+func (r *report) services(st agent.Status) {
+	for _, i := range st.Instances {
+		var failing []string
+		for _, c := range i.Checks {
+			if c.Health != catalog.HealthPassing {
+				failing = append(failing, fmt.Sprintf("check %s: %s", c.Name, strings.TrimSpace(c.Output)))
+			}
+		}
+		mark := client.FactOK
+		if !i.Health.Usable() {
+			mark = client.FactFail
+		} else if i.Health != catalog.HealthPassing {
+			mark = client.FactWarn
+		}
+		text := fmt.Sprintf("instance %s/%s is %s", i.Service, i.ID, i.Health)
+		if len(failing) > 0 {
+			text += ": " + strings.Join(failing, "; ")
+		}
+		r.add(mark, "%s", text)
+	}
+	if st.FolderError != "" {
+		r.add(client.FactFail, "the folder of definitions: %s", st.FolderError)
+	}
+	for _, f := range st.Files {
+		for _, p := range f.Problems {
+			r.add(client.FactFail, "%s; its last good version stays in force", p)
+		}
+	}
+}
