@@ -544,3 +544,53 @@ func TestAdminSocketPeer(t *testing.T) {
 		t.Errorf("root: status %d", code)
 	}
 }
+
+// A snapshot goes back to the cluster that it is of, and to no other.
+func TestSnapshotRestore(t *testing.T) {
+	t.Parallel()
+	ours := mustRun(t, server.Config{DataDir: privateDir(t)})
+	leaf, err := ours.join(t, "vm-a", ours.joinToken(t, "vm-a", `"web"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot := ours.snapshot(t)
+	other := mustRun(t, server.Config{DataDir: privateDir(t), TrustDomain: "other.test"})
+	roots := other.roots(t)
+	for name, row := range map[string]struct {
+		to   *instance
+		body string
+		want bool
+	}{
+		"another cluster": {other, snapshot, false},
+		"cut off":         {ours, snapshot[:len(snapshot)-10], false},
+		"garbage":         {ours, "snapshot", false},
+		"its own":         {ours, snapshot, true},
+	} {
+		code := call(t, row.to.local(), http.MethodPut, "http://x/v1/snapshot", "", row.body, nil)
+		if (code == http.StatusOK) != row.want {
+			t.Errorf("%s: status %d", name, code)
+		}
+	}
+	if !other.roots(t).Equal(roots) {
+		t.Error("the other cluster has another CA now")
+	}
+	register(t, ours.mesh(t, leaf)) // the node is as good as before
+}
+
+func (i *instance) snapshot(tb testing.TB) string {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, "http://x/v1/snapshot", nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	res, err := i.local().Do(req)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		tb.Fatalf("status %d, %v", res.StatusCode, err)
+	}
+	return string(raw)
+}

@@ -115,7 +115,7 @@ func (s *Server) consume(tx *state.Tx, n newcomer) error {
 			return fmt.Errorf("create node %s: %w", n.node, err)
 		}
 	}
-	if err := state.NodeIdentities.Put(tx, n.node, state.NodeIdentity{Keys: []string{n.key}}); err != nil {
+	if err := state.NodeIdentities.Put(tx, n.node, state.NodeIdentity{Keys: []string{n.key}, Since: n.now}); err != nil {
 		return fmt.Errorf("record the key of node %s: %w", n.node, err)
 	}
 	return state.NodeStatuses.Put(tx, n.node, catalog.NodeStatus{

@@ -430,3 +430,62 @@ func TestCertificateEnds(t *testing.T) {
 		stopped()
 	})
 }
+
+// A restored state is older than a renewal, and the renewed node is still the node; a
+// host that was replaced is not, however long ago.
+func TestRenewedAndReplacedHosts(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, c *cluster) { //nolint:thelper // the body of the test
+		first := c.join("vm-a", "web")
+		wait(time.Hour)
+		renew := func(leaf *ca.Leaf) *ca.Leaf {
+			who := newIdentity(t)
+			res, err := c.rpc.Sign(as(t.Context(), leaf), &meshpb.SignRequest{Id: leaf.ID().String(), Csr: who.csr})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return who.leaf(t, res.GetChain())
+		}
+		replaced := renew(first)
+		wait(time.Hour)
+		who := newIdentity(t)
+		res, err := c.rpc.Join(t.Context(), &meshpb.JoinRequest{Secret: c.token("vm-a", true, "web"), Csr: who.csr, Node: "vm-a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, err := c.engine.List(t.Context(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait(time.Hour)
+		renewed := renew(renew(who.leaf(t, res.GetChain())))
+		at, err := store.Replace(t.Context(), c.engine, store.Position{}, func(yield func(store.Pair, error) bool) {
+			for _, p := range old.Pairs {
+				if !yield(p, nil) {
+					return
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.state.Await(t.Context(), catalog.Position(at)); err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range []struct {
+			name string
+			leaf *ca.Leaf
+			want meshpb.Reason
+		}{
+			{"the renewed one", renewed, ""},
+			{"renewed again", renew(renewed), ""},
+			{"the replaced host", first, meshpb.ReasonNodeReplaced},
+			{"the replaced host, renewed before", replaced, meshpb.ReasonNodeReplaced},
+		} {
+			_, err := c.rpc.Register(as(t.Context(), row.leaf), &meshpb.RegisterRequest{})
+			if reason, _ := meshpb.ReasonOf(err); reason != row.want {
+				t.Errorf("%s: %v", row.name, err)
+			}
+		}
+	})
+}

@@ -154,6 +154,8 @@ type caller struct {
 	key  string // ca.Hash of the public key of its certificate
 	// until is when the certificate ends: connections outlive handshakes.
 	until time.Time
+	// signed is when the certificate was signed; zero if there is none yet.
+	signed time.Time
 }
 
 // authenticate returns the node that calls and may do what it asks for.
@@ -170,7 +172,7 @@ func (s *Server) authenticate(ctx context.Context, resource acl.Resource) (calle
 	if id.Kind != spiffe.KindNode || id.TrustDomain != s.config.TrustDomain {
 		return caller{}, s.refuse(codes.PermissionDenied, meshpb.ReasonNoIdentity, "%s is no node of trust domain %s", id, s.config.TrustDomain)
 	}
-	c := caller{node: id.Name, key: publicKeyHash(cert), until: cert.NotAfter}
+	c := caller{node: id.Name, key: publicKeyHash(cert), until: cert.NotAfter, signed: cert.NotBefore.Add(ca.Backdate)}
 	if err := s.expired(c); err != nil {
 		return caller{}, err
 	}
@@ -202,12 +204,15 @@ func (s *Server) admit(r state.Reader, c caller) error {
 	}
 	identity, ok := state.NodeIdentities.Get(r, c.node)
 	if ok && identity.Err == nil {
-		if slices.Contains(identity.Value.Keys, c.key) {
+		// The host before was last signed for before this one joined, give or take
+		// the clocks of two servers, which is what Backdate allows for.
+		later := c.signed.After(identity.Value.Since.Add(ca.Backdate))
+		if later || slices.Contains(identity.Value.Keys, c.key) {
 			return nil
 		}
 	}
 	return s.refuse(codes.PermissionDenied, meshpb.ReasonNodeReplaced,
-		"this certificate of node %s is not its newest: another host has joined under the name, or the node was renewed elsewhere", c.node)
+		"this certificate of node %s is no longer good: another host has joined under the name", c.node)
 }
 
 // peerIdentity returns the verified leaf of the caller and whom it names.

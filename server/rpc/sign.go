@@ -100,7 +100,7 @@ func (s *Server) renewNode(ctx context.Context, c caller, id spiffe.ID, pub any)
 				keys = append(keys, key)
 			}
 		}
-		return state.NodeIdentities.Put(tx, c.node, state.NodeIdentity{Keys: keys})
+		return state.NodeIdentities.Put(tx, c.node, state.NodeIdentity{Keys: keys, Since: identity.Value.Since})
 	})
 	return s.storeError(err, "renew node "+c.node)
 }

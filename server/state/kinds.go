@@ -30,6 +30,10 @@ type NodeIdentity struct {
 	// Keys are the hashes (ca.Hash) of the public keys whose certificates are
 	// accepted as the node, the newest first.
 	Keys []string `json:"keys"`
+	// Since is when the host joined. Whatever was signed for the node well after it
+	// was asked for by this host, even if Keys does not know of it because the
+	// state was restored.
+	Since time.Time `json:"since"`
 }
 
 // The tables. What users declare and agents register is stored as it was
