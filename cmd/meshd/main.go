@@ -3,11 +3,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -38,7 +40,18 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	root := &cobra.Command{
 		Use: "meshd", Short: "a service mesh for VMs, Nomad jobs and containers",
-		SilenceErrors: true, SilenceUsage: true, Version: version,
+		SilenceErrors: true, SilenceUsage: true, Version: version, Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			c.SuggestionsMinimumDistance = 2
+			near := strings.Join(c.SuggestionsFor(args[0]), " or ")
+			if near != "" {
+				near = "; did you mean " + near + "?"
+			}
+			return usageError{fmt.Errorf("%q is no command%s See meshd --help", args[0], cmp.Or(near, "."))}
+		},
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
