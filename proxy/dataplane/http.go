@@ -89,6 +89,9 @@ func (h egress) Handle(ex *l7.Exchange) l7.Response {
 		return l.attempt.fail(ex, &l7.Error{Reason: l7.NoRoute, Detail: "the upstream was changed; connect again"})
 	}
 	ex.Record.Destination = route.destination
+	if l.destination != route.destination { // the listener leads elsewhere since this connection was accepted
+		l.lead(route)
+	}
 	if route.cluster.Denied != "" {
 		return l.attempt.fail(ex, &l7.Error{Reason: l7.Denied, Detail: route.cluster.Denied})
 	}
@@ -230,12 +233,13 @@ func (a *attempt) Close() {
 }
 
 // record counts a finished exchange.
-func (p *Plane) record(r *l7.Record) {
+func (p *Plane) record(side direction, r *l7.Record) {
+	if r.Reason != l7.None {
+		p.metrics.failures.WithLabelValues(string(side), r.Reason.String()).Inc()
+	}
 	l, ok := r.User.(*link)
 	if !ok {
-		// Refused before the handler was asked: no HTTP as this mesh accepts it.
-		p.metrics.failures.WithLabelValues("", r.Reason.String()).Inc()
-		return
+		return // refused before the handler was asked: no HTTP as this mesh accepts it
 	}
 	class := r.Status / 100
 	if class < 0 || class >= len(classes) {
@@ -243,9 +247,6 @@ func (p *Plane) record(r *l7.Record) {
 	}
 	l.edge.requests[class].Inc()
 	l.edge.duration.Observe(r.Duration.Seconds())
-	if r.Reason != l7.None {
-		p.metrics.failures.WithLabelValues(string(l.direction), r.Reason.String()).Inc()
-	}
 	if r.Err != nil && p.log.Enabled(context.Background(), slog.LevelDebug) {
 		p.log.LogAttrs(context.Background(), slog.LevelDebug, "request failed", slog.String("error_id", r.ErrorID),
 			slog.String("source", l.source.String()), slog.String("destination", r.Destination.String()),

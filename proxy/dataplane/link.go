@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/proxy/l7"
 )
@@ -33,8 +34,9 @@ type link struct {
 
 	// active is when the last byte of a TCP session passed, in unix nanoseconds.
 	active atomic.Int64
-	// edge is set before the first byte.
-	edge *edge
+	// edge is that of destination, and set before the first byte; only the goroutine that serves the link touches both.
+	edge        *edge
+	destination catalog.Name
 
 	mu      sync.Mutex
 	cut     bool
@@ -57,6 +59,15 @@ func (p *Plane) newLink(side direction) *link {
 	l.touch(l.started)
 	l.attempt.link = l
 	return l
+}
+
+// lead takes note of where an outbound link goes.
+func (l *link) lead(route *upstreamRoute) {
+	l.mu.Lock()
+	l.source, l.cluster = route.source, route.cluster.Name
+	l.mu.Unlock()
+	l.destination = route.destination
+	l.edge = l.plane.metrics.edge(edgeKey{direction: outbound, source: route.source, destination: route.destination})
 }
 
 func (l *link) touch(now time.Time) { l.active.Store(now.UnixNano()) }

@@ -142,7 +142,7 @@ func (p *Plane) refuse(ctx context.Context, l *link, reason Reason) {
 }
 
 func (p *Plane) logCut(ctx context.Context, l *link, reason Reason) {
-	p.log.LogAttrs(ctx, slog.LevelInfo, "connection cut", slog.String("direction", string(l.direction)),
+	p.log.LogAttrs(ctx, slog.LevelDebug, "connection cut", slog.String("direction", string(l.direction)),
 		slog.String("source", l.source.String()), slog.String("name", l.name), slog.String("listener", l.listener),
 		slog.String("reason", string(reason)), slog.Duration("age", time.Since(l.started)))
 }

@@ -77,11 +77,11 @@ func New(cfg Config) (*Plane, error) {
 		ALPN:   []string{alpnHTTP1, alpnTCP},
 	})
 	shared := l7.ServerConfig{
-		Sink: p.record, Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
+		Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
 	}
-	shared.Handler = egress{p}
+	shared.Handler, shared.Sink = egress{p}, func(r *l7.Record) { p.record(outbound, r) }
 	p.egress = l7.NewServer(shared)
-	shared.Handler = ingress{p}
+	shared.Handler, shared.Sink = ingress{p}, func(r *l7.Record) { p.record(inbound, r) }
 	p.ingress = l7.NewServer(shared)
 	return p, nil
 }
@@ -131,7 +131,11 @@ func (p *Plane) Apply(ctx context.Context, plan proxy.Config, keys []*ca.Leaf, s
 	before.retire(next)
 	p.listen(ctx, plan.Listeners, sockets)
 	open := p.links.len()
-	p.log.LogAttrs(ctx, slog.LevelInfo, "plan applied", slog.String("position", plan.Position.String()),
+	level := slog.LevelDebug
+	if closed > 0 {
+		level = slog.LevelInfo
+	}
+	p.log.LogAttrs(ctx, level, "plan applied", slog.String("position", plan.Position.String()),
 		slog.Int("closed", closed), slog.Int("open", open))
 	return Applied{Closed: closed, Open: open}, nil
 }

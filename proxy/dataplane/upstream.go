@@ -55,16 +55,13 @@ func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
 		case p.draining.Load():
 			return nil, ReasonDraining
 		}
-		l.mu.Lock()
-		l.source, l.cluster = route.source, route.cluster.Name
-		l.mu.Unlock()
+		l.lead(route)
 		if s != p.current() {
 			continue
 		}
 		if route.cluster.Denied != "" && !route.http {
 			return nil, ReasonDenied
 		}
-		l.edge = p.metrics.edge(edgeKey{direction: outbound, source: route.source, destination: route.destination})
 		return route, ""
 	}
 }

@@ -51,7 +51,11 @@ func (d *DiskCache) CheckMode() error {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
 	for _, path := range []string{d.dir, d.path(planFile), d.path(keysFile)} {
-		info, err := os.Lstat(path)
+		stat := os.Lstat
+		if path == d.dir { // which may be a link, as systemd makes one for a dynamic user
+			stat = os.Stat
+		}
+		info, err := stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -102,7 +102,7 @@ type clientKey struct {
 	leaf *ca.Leaf
 }
 
-// clientSocket is a listening socket; own says that this process opened it.
+// clientSocket is a listening socket; own says that no agent that is there passed it.
 type clientSocket struct {
 	file *os.File
 	own  bool
@@ -277,6 +277,11 @@ func (c *Client) attached(ctx context.Context, conn *conn) {
 		hello.Keys[id.String()] = k.key.hash()
 	}
 	c.write(ctx, Frame{Hello: &hello}, nil)
+	// An agent that was started anew has none of the sockets that the one before passed: they are as good as our own until it
+	// passes them again.
+	for _, s := range c.sockets {
+		s.own = true
+	}
 	c.offer(ctx)
 	c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "attached to the agent")
 }
@@ -287,7 +292,7 @@ func (c *Client) now() State {
 	return state
 }
 
-// offer gives the agent the sockets that this process opened, so that they outlive it.
+// offer gives the agent the sockets that it did not pass, so that they outlive this process.
 func (c *Client) offer(ctx context.Context) {
 	var names []string
 	var files []*os.File
@@ -570,7 +575,7 @@ func openSocket(ctx context.Context, address string) (*os.File, error) {
 	return file, nil
 }
 
-// dropOwnSockets closes the sockets that this process opened and the plan no longer names.
+// dropOwnSockets closes the sockets that no agent looks after and the plan no longer names.
 func (c *Client) dropOwnSockets(cfg proxy.Config) {
 	named := make(map[string]bool, len(cfg.Listeners))
 	for _, l := range cfg.Listeners {

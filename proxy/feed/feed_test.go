@@ -455,15 +455,43 @@ func TestAgentRestart(t *testing.T) {
 	first := startAgent(t, path)
 	must(t, first.SetPlan("vm-a", s.plan(1, 1)))
 	must(t, first.SetKeys("vm-a", []*ca.Leaf{s.leaf(t, "web")}))
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	must(t, err)
+	file, err := l.File()
+	must(t, errors.Join(err, first.SetSockets("vm-a", map[string]*os.File{"mesh": file})))
+	must(t, errors.Join(file.Close(), l.Close())) // the proxy's is the last one when the agent is gone
 	_, h, _ := startProxy(t, path, "")
-	h.wait(t, "the plan", at(1))
+	h.wait(t, "the plan", func(_ feed.Update, sockets map[string]bool) bool { return sockets["mesh"] })
 	first.stop()
 	second := startAgent(t, path)
 	must(t, second.SetPlan("vm-a", s.plan(2, 2)))
 	u := h.wait(t, "the plan of the second agent", at(2))
-	if len(u.Keys) != 1 {
-		t.Errorf("the keys are %v while the second agent has not set any", u.Keys)
+	if len(u.Keys) != 1 || u.Sockets["mesh"] == nil {
+		t.Errorf("keys %v, sockets %v, while the second agent has not set any", u.Keys, u.Sockets)
 	}
+	second.waitStatus(t, "the second agent is offered the socket", func(s []feed.ProxyStatus) bool {
+		return len(s) == 1 && cmp.Equal(s[0].Sockets, []string{"mesh"})
+	})
+	sockets, err := second.Sockets("vm-a")
+	must(t, err)
+	taken, err := net.FileListener(sockets["mesh"])
+	must(t, errors.Join(err, second.SetSockets("vm-a", sockets), sockets["mesh"].Close()))
+	if taken.Addr().String() != l.Addr().String() {
+		t.Errorf("it is bound to %s, want %s", taken.Addr(), l.Addr())
+	}
+	must(t, taken.Close())
+	// A listener that the plan loses is closed everywhere, so that another program can have its port.
+	without := s.plan(3, 0)
+	without.Listeners = nil
+	must(t, second.SetSockets("vm-a", nil))
+	must(t, second.SetPlan("vm-a", without))
+	eventually(t, "the port is free", func() bool {
+		again, err := net.Listen("tcp", l.Addr().String())
+		if err == nil {
+			_ = again.Close()
+		}
+		return err == nil
+	})
 }
 
 func TestBootAloneAndAttachLater(t *testing.T) {
