@@ -114,7 +114,7 @@ func cpu(tb testing.TB) time.Duration {
 // (readFromUntil), so one per request and hop; there is to be none beside it.
 func TestMallocsPerRequestOverTLS(t *testing.T) {
 	const n = 20_000
-	near, _ := twoHops(t, echoUpstream(t), quietServer)
+	near := twoHops(t, echoUpstream(t), quietServer)
 	c := connect(t, near.addr)
 	request := []byte(smallHead)
 	size := answerSize(t, c, request)
@@ -132,6 +132,6 @@ func TestMallocsPerRequestOverTLS(t *testing.T) {
 
 // BenchmarkTwoHopsTLS is client, two proxies with TLS between, and upstream.
 func BenchmarkTwoHopsTLS(b *testing.B) {
-	near, _ := twoHops(b, echoUpstream(b), quietServer)
+	near := twoHops(b, echoUpstream(b), quietServer)
 	benchmark(b, near.addr)
 }

@@ -212,6 +212,58 @@ func TestForwardedHead(t *testing.T) {
 	}
 }
 
+// TestFramingIsWrittenAnew has each side use what the other cannot know.
+func TestFramingIsWrittenAnew(t *testing.T) {
+	answers := map[string]string{
+		"/chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;ext=1\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n",
+		"/close":   "HTTP/1.0 200 OK\r\n\r\nhello",
+		"/sized":   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+		"/204":     "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+		"/304":     "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+	}
+	upstream := serveRaw(t, func(nc *net.TCPConn, r *bufio.Reader) {
+		head, err := readHead(r)
+		if err == nil {
+			say(nc, "%s", answers[strings.Fields(head)[1]])
+		}
+	})
+	p := start(t, options{upstream: upstream})
+	const sized, chunked, kept = "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n", "Connection: keep-alive\r\n"
+	const closed, ok = "Connection: close\r\n", "HTTP/1.1 200 OK\r\n"
+	for _, tt := range []struct{ request, want string }{
+		{"GET /chunked HTTP/1.1", ok + chunked + closed + "\r\n5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"},
+		{"GET /close HTTP/1.1", ok + chunked + closed + "\r\n5\r\nhello\r\n0\r\n\r\n"},
+		{"GET /sized HTTP/1.1", ok + sized + closed + "\r\nhello"},
+		{"GET /204 HTTP/1.1", "HTTP/1.1 204 No Content\r\n" + closed + "\r\n"},
+		{"GET /304 HTTP/1.1", "HTTP/1.1 304 Not Modified\r\n" + sized + closed + "\r\n"},
+		{"HEAD /sized HTTP/1.1", ok + sized + closed + "\r\n"},
+		{"HEAD /chunked HTTP/1.1", ok + closed + "\r\n"},
+		{"GET /chunked HTTP/1.0", ok + closed + "\r\nhello"},
+		{"GET /close HTTP/1.0", ok + closed + "\r\nhello"},
+		{"GET /sized HTTP/1.0", ok + sized + closed + "\r\nhello"},
+	} {
+		c := connect(t, p.addr)
+		c.send("%s\r\nHost: a\r\nConnection: close\r\n\r\n", tt.request)
+		got, err := io.ReadAll(c.r)
+		if err != nil {
+			t.Errorf("%s: %v", tt.request, err)
+		}
+		if diff := cmp.Diff(tt.want, string(got)); diff != "" {
+			t.Errorf("%s: %s", tt.request, diff)
+		}
+	}
+	c := connect(t, p.addr)
+	for range 2 {
+		c.send("GET /sized HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n")
+		if head, err := readHead(c.r); err != nil || head != ok+sized+kept {
+			t.Fatalf("got %q, %v", head, err)
+		}
+		if _, err := c.r.Discard(5); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestInterimResponses(t *testing.T) {
 	upstream := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Link", "</a.css>; rel=preload")

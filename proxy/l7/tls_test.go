@@ -48,14 +48,14 @@ func tlsConfigs(tb testing.TB) (server, client *tls.Config) {
 }
 
 // twoHops is client → proxy → TLS → proxy → upstream, as between two hosts.
-func twoHops(tb testing.TB, upstream string, quiet func(*l7.ServerConfig)) (near, far *proxy) {
+func twoHops(tb testing.TB, upstream string, quiet func(*l7.ServerConfig)) *proxy {
 	tb.Helper()
 	server, client := tlsConfigs(tb)
-	far = start(tb, options{upstream: upstream, server: quiet, wrap: func(nc net.Conn) (net.Conn, error) {
+	far := start(tb, options{upstream: upstream, server: quiet, wrap: func(nc net.Conn) (net.Conn, error) {
 		c := tls.Server(nc, server)
 		return c, c.HandshakeContext(tb.Context())
 	}})
-	near = start(tb, options{upstream: far.addr, server: quiet, pool: func(cfg *l7.PoolConfig) {
+	return start(tb, options{upstream: far.addr, server: quiet, pool: func(cfg *l7.PoolConfig) {
 		cfg.ConnectTimeout = 20 * time.Second
 		cfg.Dial = func(ctx context.Context) (net.Conn, error) {
 			nc, err := dialer(far.addr)(ctx)
@@ -66,7 +66,6 @@ func twoHops(tb testing.TB, upstream string, quiet func(*l7.ServerConfig)) (near
 			return c, c.HandshakeContext(ctx)
 		}
 	}})
-	return near, far
 }
 
 func TestTwoHopsOverTLS(t *testing.T) {
@@ -76,7 +75,7 @@ func TestTwoHopsOverTLS(t *testing.T) {
 		}
 		_, _ = io.Copy(w, r.Body)
 	})
-	near, _ := twoHops(t, upstream, nil)
+	near := twoHops(t, upstream, nil)
 	client := httpClient(t)
 	for _, size := range []int{0, 1, 100, 16 << 10, 16<<10 + 1, 200_000, 20 << 20} {
 		for _, chunked := range []bool{false, true} {
@@ -111,7 +110,7 @@ func TestAbortCrossesTLS(t *testing.T) {
 		}
 		seen <- resetSeen(r)
 	})
-	near, _ := twoHops(t, upstream, nil)
+	near := twoHops(t, upstream, nil)
 	c := connect(t, near.addr)
 	c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 	<-inside
