@@ -18,6 +18,7 @@ import (
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy"
 	"github.com/meshd/meshd/proxy/dataplane"
 )
 
@@ -166,6 +167,41 @@ func TestHTTPDeniedClusterSaysDenied(t *testing.T) {
 	if got.status != 403 || got.header.Get("mesh-error") != "denied" {
 		t.Errorf("got %d %v", got.status, got.header)
 	}
+}
+
+func TestAListenerMayLeadElsewhere(t *testing.T) {
+	answer := func(text string) string {
+		return serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
+	}
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{answer("api")}, intention: allow()})
+	c := client(t)
+	if got := get(t, c, "GET", "http://"+m.upstream+"/", ""); got.body != "api" {
+		t.Fatalf("got %q", got.body)
+	}
+	// db is on the same host; the same connection of the application must lead there from now on.
+	sni := proxy.ServerName("main", "db", "db", catalog.DefaultNamespace)
+	m.b.plan.Inbounds = append(m.b.plan.Inbounds, proxy.Inbound{
+		ServerName: sni, Service: service("db"), Instance: "db", Port: "main", Protocol: catalog.ProtocolHTTP, Local: answer("db"),
+	})
+	m.b.plan.Policies = append(m.b.plan.Policies, proxy.Policy{
+		Service:    catalog.Name{Namespace: catalog.DefaultNamespace, Name: "db"},
+		Intentions: []intentions.Intention{{Source: "web", Destination: "db", Action: intentions.Allow}},
+	})
+	m.b.keys = append(m.b.keys, m.ca.leaf(t, service("db"), time.Hour))
+	m.b.apply()
+	m.a.plan.Clusters = append(m.a.plan.Clusters, proxy.Cluster{
+		Name: "default/db:main", Service: service("db"), Port: "main", Protocol: catalog.ProtocolHTTP,
+		Endpoints: []proxy.Endpoint{{Instance: "db", Node: "vm-b", Address: m.port, ServerName: sni}},
+	})
+	m.a.plan.Listeners[0].Cluster = "default/db:main"
+	m.a.apply()
+	if got := get(t, c, "GET", "http://"+m.upstream+"/", ""); got.body != "db" {
+		t.Errorf("got %q", got.body)
+	}
+	eventually(t, "the request is counted for db", func() bool {
+		return m.a.metric("mesh_requests_total", "destination", "default/db") == 1 &&
+			m.a.metric("mesh_requests_total", "destination", "default/api") == 1
+	})
 }
 
 func TestHTTPErrorsOfOurOwn(t *testing.T) {

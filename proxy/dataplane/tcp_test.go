@@ -116,6 +116,30 @@ func TestDenyCutsLiveTCP(t *testing.T) {
 	}
 }
 
+func TestDenyCutsManyAtOnce(t *testing.T) {
+	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{serveTCP(t, echo)}, intention: allow()})
+	const n = 200
+	conns := make([]*net.TCPConn, n)
+	for i := range conns {
+		conns[i] = dial(t, m.upstream)
+		exchange(t, conns[i], "before")
+	}
+	m.intend(deny())
+	started := time.Now()
+	if got := m.b.apply(); got.Closed != n {
+		t.Errorf("Apply closed %d connections, want %d", got.Closed, n)
+	}
+	for _, c := range conns {
+		wantReset(t, c)
+	}
+	if took := time.Since(started); took > 2*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for _, h := range []*host{m.a, m.b} {
+		eventually(t, "nothing is left", func() bool { return h.metric("mesh_connections_open") == 0 })
+	}
+}
+
 func TestExpiryOfAnIntentionCutsLiveTCP(t *testing.T) {
 	soon := time.Now().Add(1500 * time.Millisecond)
 	i := allow()

@@ -95,6 +95,7 @@ type Client struct {
 	cached  []proxy.Part
 	pending *pendingPlan
 	conn    *conn
+	failed  map[string]string // by listener: why it could not be opened
 }
 
 type clientKey struct {
@@ -122,6 +123,7 @@ func NewClient(cfg ClientConfig) *Client {
 	c := &Client{
 		cfg: cfg, session: rand.Text(), stateChanged: make(chan struct{}, 1), parts: map[string]proxy.Part{},
 		keys: map[spiffe.ID]clientKey{}, sockets: map[string]*clientSocket{},
+		failed: map[string]string{},
 	}
 	c.state.Store(Active)
 	return c
@@ -547,10 +549,14 @@ func (c *Client) openMissing(ctx context.Context) bool {
 		}
 		file, err := openSocket(ctx, l.Address)
 		if err != nil {
-			c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "listener could not be opened, it is tried again",
-				slog.String("listener", l.Name), slog.Any("error", err))
+			if c.failed[l.Name] != err.Error() { // each cause once, not each second
+				c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "listener could not be opened, it is tried again",
+					slog.String("listener", l.Name), slog.Any("error", err))
+			}
+			c.failed[l.Name] = err.Error()
 			continue
 		}
+		delete(c.failed, l.Name)
 		c.sockets[l.Name] = &clientSocket{file: file, own: true}
 		opened = true
 	}
