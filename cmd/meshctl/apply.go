@@ -20,18 +20,31 @@ import (
 
 func (a *app) validateCommand() *cobra.Command {
 	var paths []string
+	var services bool
 	c := &cobra.Command{
-		Use: "validate -f PATH", Short: "check manifests without a server", Args: exactly(0, "no arguments but -f"),
+		Use: "validate -f PATH", Short: "check manifests, or service definitions, without a server", Args: exactly(0, "no arguments but -f"),
+		Example: "  meshctl validate -f mesh.hcl\n  meshctl validate --services -f /etc/meshd/services.d",
 		RunE: func(*cobra.Command, []string) error {
-			docs, err := a.load(paths)
+			what, check := "resources", func(name string, data []byte) (int, error) {
+				resources, err := manifest.Load(name, data)
+				return len(resources), err
+			}
+			if services {
+				what, check = "service definitions", func(name string, data []byte) (int, error) {
+					definitions, err := manifest.Definitions(name, data)
+					return len(definitions), err
+				}
+			}
+			n, err := a.eachFile(paths, check)
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(a.out, "%d resources are valid\n", len(docs))
+			_, err = fmt.Fprintf(a.out, "%d %s are valid\n", n, what)
 			return err
 		},
 	}
 	fileFlag(c, &paths)
+	c.Flags().BoolVar(&services, "services", false, "the files are service definitions, as in an agent's services.d")
 	return c
 }
 
@@ -97,40 +110,50 @@ func docNames(docs []manifest.Document) []catalog.Name {
 	return names
 }
 
-// load reads and checks all documents of files and folders. It reports every
-// problem of every file, not just the first.
+// load reads and checks all documents of files and folders.
 func (a *app) load(paths []string) ([]manifest.Document, error) {
+	var docs []manifest.Document
+	_, err := a.eachFile(paths, func(name string, data []byte) (int, error) {
+		if _, err := manifest.Load(name, data); err != nil {
+			return 0, err
+		}
+		more, err := manifest.Parse(name, data)
+		docs = append(docs, more...)
+		return len(more), err
+	})
+	return docs, err
+}
+
+// eachFile gives every file to check, and returns how many things were found.
+// It reports every problem of every file, not just the first.
+func (a *app) eachFile(paths []string, check func(name string, data []byte) (int, error)) (int, error) {
 	if len(paths) == 0 {
-		return nil, usage("which file? use -f FILE, -f FOLDER or -f -")
+		return 0, usage("which file? use -f FILE, -f FOLDER or -f -")
 	}
 	files, err := expand(paths)
 	if err != nil {
-		return nil, usage("%v", err)
+		return 0, usage("%v", err)
 	}
-	var docs []manifest.Document
+	total := 0
 	var problems []error
 	for _, file := range files {
 		name, data, err := a.read(file)
 		if err != nil {
-			return nil, usage("%v", err)
+			return 0, usage("%v", err)
 		}
-		if _, err := manifest.Load(name, data); err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		more, err := manifest.Parse(name, data)
+		n, err := check(name, data)
+		total += n
 		if err != nil {
 			problems = append(problems, err)
 		}
-		docs = append(docs, more...)
 	}
 	if err := errors.Join(problems...); err != nil {
-		return nil, err
+		return 0, err
 	}
-	if len(docs) == 0 {
-		return nil, usage("no resources in %s", strings.Join(paths, ", "))
+	if total == 0 {
+		return 0, usage("nothing in %s", strings.Join(paths, ", "))
 	}
-	return docs, nil
+	return total, nil
 }
 
 func (a *app) read(file string) (name string, data []byte, err error) {

@@ -66,7 +66,7 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 		}
 		switch n.State {
 		case "connected":
-			r.add(client.FactOK, "node %s connected, %d instances", i.Name, n.Instances)
+			r.add(client.FactOK, "node %s connected, instances: %d", i.Name, n.Instances)
 		case "stale":
 			r.add(client.FactFail, "node %s out of touch since %s; its instances are used last → meshctl check on the node, or its agent's log", i.Name, since(n.Since))
 		default:
@@ -90,7 +90,7 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 		}
 		switch {
 		case len(spec.Ports) == 0:
-			r.add(client.FactOK, "service %s: a client on %d nodes", i.Name, s.Instances)
+			r.add(client.FactOK, "service %s: only calls others; instances: %d", i.Name, s.Instances)
 		case s.Healthy > 0:
 			r.add(client.FactOK, "service %s: %d of %d healthy", i.Name, s.Healthy, s.Instances)
 		default:

@@ -47,7 +47,7 @@ func exitCode(err error) int {
 		return exitUsage
 	}
 	switch client.CodeOf(err) {
-	case client.CodeInvalid, client.CodeTooLarge:
+	case client.CodeInvalid, client.CodeTooLarge, client.CodeMethod:
 		return exitUsage
 	case client.CodeUnauthorized, client.CodePermission:
 		return exitPermission

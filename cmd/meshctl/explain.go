@@ -22,7 +22,7 @@ func (q *question) flags(c *cobra.Command) {
 
 func (q *question) args(c *cobra.Command, args []string) error {
 	if len(args) != 2 && len(args) != 4 {
-		return usage("%s takes SRC DST, or SRC DST METHOD PATH; got %d arguments", c.CommandPath(), len(args))
+		return usage("%s takes SRC DST, or SRC DST METHOD PATH; got %d arguments", command(c), len(args))
 	}
 	return nil
 }

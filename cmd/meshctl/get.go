@@ -64,7 +64,11 @@ func kindOf(s string) (client.Kind, error) {
 		}
 	}
 	text := fmt.Sprintf("%q is no kind; use one of %s", s, strings.Join(collections(), ", "))
-	if near := catalog.Closest(s, collections()); near != "" {
+	names := collections()
+	for _, k := range client.Kinds() {
+		names = append(names, string(k))
+	}
+	if near := catalog.Closest(s, names); near != "" {
 		text = fmt.Sprintf("%q is no kind; did you mean %s?", s, near)
 	}
 	return "", usage("%s", text)

@@ -143,7 +143,7 @@ func (ch change) intention(action intentions.Action, source, destination string)
 // whether nothing is left to do, and refuses to change what the user may not
 // know of.
 func (ch change) merge(next *intentions.Intention, old intentions.Intention) (done bool, err error) {
-	if next.Reason == "" {
+	if next.Reason == "" && !ch.replace {
 		next.Reason = old.Reason
 	}
 	if ch.add {
@@ -183,11 +183,22 @@ func (ch change) merge(next *intentions.Intention, old intentions.Intention) (do
 		hint = "--add to add the rules, or --replace to replace it"
 	}
 	return false, fail(exitConflict, "intention %s → %s exists and says something else; nothing was changed\n  - %s\n  + %s\n  → repeat with %s",
-		old.Source, old.Destination, decision(old), decision(*next), hint)
+		old.Source, old.Destination, whole(old), whole(*next), hint)
 }
 
-// equalIntentions compares what decides; the spelling of the two sides and the
-// reason do not.
+// whole is all that an intention says, in one line.
+func whole(i intentions.Intention) string {
+	text := decision(i)
+	if i.Expires != nil {
+		text += ", until " + i.Expires.Local().Format("2006-01-02 15:04:05 MST")
+	}
+	if i.Reason != "" {
+		text += fmt.Sprintf(", reason %q", i.Reason)
+	}
+	return text
+}
+
+// equalIntentions compares all but the spelling of the two sides.
 func equalIntentions(a, b intentions.Intention) bool {
 	sameEnd := (a.Expires == nil) == (b.Expires == nil) && (a.Expires == nil || a.Expires.Equal(*b.Expires))
 	return a.Action == b.Action && sameEnd && a.Reason == b.Reason && slices.Equal(a.Ports, b.Ports) &&

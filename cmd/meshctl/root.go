@@ -91,10 +91,16 @@ func mark(text string) string {
 func exactly(n int, names string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usage("%s takes %s, got %d arguments; see %s --help", c.CommandPath(), names, len(args), c.CommandPath())
+			return usage("%s takes %s, got %d; see %s --help", command(c), names, len(args), c.CommandPath())
 		}
 		return nil
 	}
+}
+
+// command is the path of a command without the program's name, for messages that
+// begin with that.
+func command(c *cobra.Command) string {
+	return strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" ")
 }
 
 // setting returns the flag's value, or the environment's.

@@ -42,8 +42,13 @@ certificates of: nothing by default.`,
 			if err != nil {
 				return err
 			}
-			if _, err := fmt.Fprintf(a.err, "admits node %s once, until %s\n", req.Node, token.Expires.Local().Format(time.DateTime)); err != nil {
+			if _, err := fmt.Fprintf(a.err, "admits node %s once, until %s\n", req.Node, token.Expires.Local().Format("2006-01-02 15:04:05 MST")); err != nil {
 				return err
+			}
+			for _, w := range token.Warnings {
+				if _, err := fmt.Fprintln(a.err, "warning: "+w); err != nil {
+					return err
+				}
 			}
 			if a.format == "json" || a.format == "yaml" {
 				return a.show(table{}, token)

@@ -120,16 +120,16 @@ func (d *dev) folders() (cleanup func() error, err error) {
 	return cleanup, err
 }
 
-// socketPath is a place where meshctl looks, in a folder that only this user
-// can enter.
+// socketPath is a place where meshctl looks. The socket itself lets in only this
+// user and root; root's folder is where other daemons have theirs, too.
 func socketPath() (string, error) {
-	dir := filepath.Join(os.TempDir(), "meshd-"+strconv.Itoa(os.Getuid()))
+	dir, mode := filepath.Join(os.TempDir(), "meshd-"+strconv.Itoa(os.Getuid())), fs.FileMode(0o700)
 	if os.Getuid() == 0 {
-		dir = "/run/meshd"
+		dir, mode = "/run/meshd", 0o755
 	} else if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
 		dir = filepath.Join(run, "meshd")
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, mode); err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "server.sock")

@@ -1,7 +1,10 @@
 package api
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,8 +32,8 @@ func (a *API) question(c *call) (question, error) {
 		return question{}, err
 	}
 	var req client.AccessRequest
-	if err := strict(raw, &req); err != nil {
-		return question{}, invalid("request", err)
+	if err := decodeBody("request", raw, &req); err != nil {
+		return question{}, err
 	}
 	var p catalog.Problems
 	q := question{}
@@ -84,6 +87,11 @@ func (a *API) decide(s *state.Snapshot, q *question) client.Access {
 			q.request.Port = p.Name
 		}
 	}
+	if svc, ok := state.Services.Get(s, q.destination); ok {
+		if p, ok := svc.Value.Port(q.request.Port); ok && !carriesRequests(p.Protocol) {
+			q.request.HTTP = nil // proxies see a connection there
+		}
+	}
 	policy, err := s.Policy(a.cfg.Info.TrustDomain, q.destination)
 	if err != nil {
 		return client.Access{Rule: -1, Reason: string(intentions.ReasonNoPolicy), Text: "an intention cannot be read, so all is denied: " + err.Error()}
@@ -111,7 +119,7 @@ func servesHTTP(s *state.Snapshot, q *question) bool {
 		return true // unknown: the question may still be completed
 	}
 	port, ok := svc.Value.Port(q.request.Port)
-	return ok && port.Protocol.HTTP()
+	return ok && carriesRequests(port.Protocol)
 }
 
 func ruleList(rules []intentions.Rule) string {
@@ -161,9 +169,17 @@ func (a *API) explain(c *call) (any, error) {
 		}
 		return e, nil
 	}
+	if e.Access.Reason == client.ReasonDepends {
+		fact(client.FactWarn, "%s", e.Access.Text)
+		e.Verdict = "DEPENDS on the request"
+		e.Next = append(e.Next, "meshctl explain "+a.short(q.source)+" "+q.destination.Short()+" METHOD PATH")
+		return e, nil
+	}
 	fact(client.FactFail, "%s", e.Access.Text)
 	e.Verdict = "DENIED by policy"
-	e.Next = append(e.Next, allowCommand(q))
+	if _, ok := state.Services.Get(s, q.destination); ok {
+		e.Next = append(e.Next, a.allowCommand(q, e.Access))
+	}
 	return e, nil
 }
 
@@ -189,7 +205,7 @@ func (a *API) destinationFact(s *state.Snapshot, e *client.Explanation, q *quest
 	}
 	if port, ok := svc.Value.Port(q.request.Port); !ok {
 		fact(client.FactFail, "service %s has no port %q; it has %s", q.destination.Short(), q.request.Port, portNames(svc.Value))
-	} else if q.request.HTTP != nil && !port.Protocol.HTTP() {
+	} else if q.request.HTTP != nil && !carriesRequests(port.Protocol) {
 		fact(client.FactWarn, "port %s of %s is declared %s: the proxies see connections, not requests", port.Name, q.destination.Short(), port.Protocol)
 		q.request.HTTP = nil
 	}
@@ -250,17 +266,34 @@ func didYouMean(s *state.Snapshot, n catalog.Name) string {
 	return ""
 }
 
-// allowCommand is the command that would let exactly this request through.
-func allowCommand(q question) string {
-	source := q.source.String()
-	if q.source.Kind == spiffe.KindService {
-		source = catalog.Name{Namespace: q.source.Namespace, Name: q.source.Name}.Short()
+// short is a source as people write it: the name of a service of this mesh, or
+// a SPIFFE ID.
+func (a *API) short(id spiffe.ID) string {
+	if id.Kind == spiffe.KindService && id.TrustDomain == a.cfg.Info.TrustDomain {
+		return catalog.Name{Namespace: id.Namespace, Name: id.Name}.Short()
 	}
-	cmd := "meshctl intention allow " + source + " " + q.destination.Short()
+	return id.String()
+}
+
+// allowCommand is the command that would let exactly this request through, in
+// the presence of the intention that decided.
+func (a *API) allowCommand(q question, access client.Access) string {
+	cmd := "meshctl intention allow " + a.short(q.source) + " " + q.destination.Short()
 	if q.request.HTTP != nil {
-		cmd += fmt.Sprintf(" --http %q --add", q.text)
+		cmd += fmt.Sprintf(" --http %q", q.text)
 	}
-	return cmd
+	var decided intentions.Intention
+	if access.Intention == nil || json.Unmarshal(access.Intention.Spec, &decided) != nil {
+		return cmd
+	}
+	key, err := decided.Key()
+	if err != nil || key.Source == "*" || key.Destination == "*" {
+		return cmd // a more specific one decides before it
+	}
+	if q.request.HTTP != nil && len(decided.Rules) > 0 {
+		return cmd + " --add"
+	}
+	return cmd + " --replace"
 }
 
 // newJoinToken makes the record and the text that is shown once.
@@ -284,5 +317,18 @@ func (a *API) newJoinToken(c *call, req client.JoinTokenRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.JoinToken{Token: text, Expires: rec.Expires}, nil
+	return client.JoinToken{Token: text, Expires: rec.Expires, Warnings: joinWarnings(a.cfg.State.Snapshot(), req)}, nil
+}
+
+// joinWarnings tells what the token will not do.
+func joinWarnings(s *state.Snapshot, req client.JoinTokenRequest) []string {
+	var warnings []string
+	if _, joined := state.NodeStatuses.Get(s, req.Node); joined && !req.Replace {
+		warnings = append(warnings, fmt.Sprintf("node %s has joined already: the token admits nobody else without --replace", req.Node))
+	}
+	if rec, ok := state.Nodes.Get(s, req.Node); ok && len(req.Services) > 0 && !slices.Equal(rec.Value.Services, req.Services) {
+		warnings = append(warnings, fmt.Sprintf("node %s has a record, which may run %s: the token's services are not used; apply the node to change it",
+			req.Node, cmp.Or(strings.Join(rec.Value.Services, ", "), "nothing")))
+	}
+	return warnings
 }

@@ -148,11 +148,21 @@ func (a *API) Routes() []Route {
 // and were found to be the server's own user or root.
 func (a *API) Handler(local bool) http.Handler {
 	mux := http.NewServeMux()
+	methods := map[string][]string{}
 	for _, r := range a.routes() {
 		mux.Handle(r.method+" "+r.pattern, a.serve(r, local))
+		methods[r.pattern] = append(methods[r.pattern], r.method)
+	}
+	for pattern, allowed := range methods {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Allow", strings.Join(allowed, ", "))
+			writeError(w, newRequestID(), &client.Error{
+				Code: client.CodeMethod, Message: fmt.Sprintf("%s is not for %s", req.Method, req.URL.Path), Next: "use " + strings.Join(allowed, " or "),
+			})
+		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
-		writeError(w, req, "", &client.Error{
+		writeError(w, newRequestID(), &client.Error{
 			Code: client.CodeNotFound, Message: fmt.Sprintf("no route %s %s", req.Method, req.URL.Path), Next: "see docs/reference/api.md",
 		})
 	})
@@ -175,7 +185,7 @@ func (a *API) serve(r route, local bool) http.Handler {
 				a.cfg.Log.ErrorContext(req.Context(), "request failed", slog.String("request_id", c.id),
 					slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Any("error", err))
 			}
-			writeError(w, req, c.id, e)
+			writeError(w, c.id, e)
 			return
 		}
 		if r.verb == acl.Write || r.pattern == "/v1/apply" {
@@ -244,7 +254,7 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	_ = enc.Encode(body) // the client is gone: nobody to tell
 }
 
-func writeError(w http.ResponseWriter, _ *http.Request, id string, e *client.Error) {
+func writeError(w http.ResponseWriter, id string, e *client.Error) {
 	shown := *e
 	shown.RequestID = id
 	writeJSON(w, statusOf(e.Code), struct {

@@ -245,6 +245,8 @@ func TestBadInput(t *testing.T) {
 		{"name typo", "GET", "/v1/services/default/dd", ``, 404, "did you mean db?"},
 		{"no such route", "GET", "/v1/servces", ``, 404, "no route"},
 		{"no such revision", "DELETE", web + "?revision=x", ``, 400, "no revision"},
+		{"wrong method", "POST", "/v1/nodes", ``, 405, "use GET"},
+		{"unknown member, named", "PUT", "/v1/nodes/a", `{"name":"a","servces":["web"]}`, 400, `"field":"servces"`},
 		{"too large", "PUT", web, `{"source":"` + strings.Repeat("w", 600<<10) + `"}`, 413, "bytes"},
 		{"join token without node", "POST", "/v1/join-tokens", `{"services":["web"]}`, 400, "name"},
 		{"join token for ever", "POST", "/v1/join-tokens", `{"node":"vm-a","ttl":"48h"}`, 400, "24h"},

@@ -134,14 +134,11 @@ func (t *table[K, V]) parse(ref client.Ref) (K, error) {
 
 func (t *table[K, V]) decode(raw []byte) (resource, error) {
 	if t.readOnly != "" {
-		return nil, &client.Error{Code: client.CodeInvalid, Message: fmt.Sprintf("a %s cannot be written: %s", t.name, t.readOnly)}
+		return nil, &client.Error{Code: client.CodeInvalid, Message: fmt.Sprintf("%s cannot be written: %s", t.name.Collection(), t.readOnly)}
 	}
 	var v V
-	if err := strict(raw, &v); err != nil {
-		return nil, invalid(string(t.name), err)
-	}
-	if err := v.Validate(); err != nil {
-		return nil, invalid(string(t.name), err)
+	if err := decodeBody(string(t.name), raw, &v); err != nil { // Validate included
+		return nil, err
 	}
 	k, err := t.keyOf(v)
 	if err != nil {

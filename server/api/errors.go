@@ -24,6 +24,8 @@ func statusOf(c client.Code) int {
 		return http.StatusForbidden
 	case client.CodeNotFound:
 		return http.StatusNotFound
+	case client.CodeMethod:
+		return http.StatusMethodNotAllowed
 	case client.CodeConflict:
 		return http.StatusConflict
 	case client.CodeTooLarge:

@@ -189,7 +189,7 @@ func instances() collection {
 			st, stale := instanceState(s, k)
 			return client.InstanceStatus{InstanceStatus: st, Stale: stale}
 		},
-		readOnly: "the agent of its node registers it from services.d",
+		readOnly: "agents register them from services.d",
 	}
 }
 
@@ -232,43 +232,65 @@ func intentionsOf(trustDomain string) collection {
 // intentionWarnings finds what an intention can't do to the service as it is.
 func intentionWarnings(s *state.Snapshot, k intentions.Key, i intentions.Intention) ([]string, error) {
 	var warnings []string
-	unknown := func(side string, n catalog.Name) {
-		if n.Name == "*" {
-			return
-		}
-		if _, ok := state.Services.Get(s, n); ok {
-			return
-		}
-		w := fmt.Sprintf("%s %s is not registered yet", side, n.Short())
-		var have []string
-		for name := range state.Services.All(s) {
-			have = append(have, name.Short())
-		}
-		if near := catalog.Closest(n.Short(), have); near != "" {
-			w += "; did you mean " + near + "?"
-		}
-		warnings = append(warnings, w)
-	}
 	if k.SourceTrustDomain == "" {
-		unknown("source", catalog.Name{Namespace: k.SourceNamespace, Name: k.Source})
+		warnings = unregistered(warnings, s, "source", catalog.Name{Namespace: k.SourceNamespace, Name: k.Source})
 	}
 	dst := catalog.Name{Namespace: k.DestinationNamespace, Name: k.Destination}
-	unknown("destination", dst)
-	if rec, ok := state.Services.Get(s, dst); ok && rec.Err == nil && len(i.Rules) > 0 {
-		for _, p := range rec.Value.WithDefaults().Ports {
-			if p.Protocol == catalog.ProtocolTCP && (len(i.Ports) == 0 || slices.Contains(i.Ports, p.Name)) {
-				return nil, invalid("intention", &catalog.FieldError{
-					Field:   "rules",
-					Problem: fmt.Sprintf("port %s of %s is declared tcp: HTTP rules can't be checked there; use an action, or name the HTTP ports in ports", p.Name, dst.Short()),
-				})
-			}
+	warnings = unregistered(warnings, s, "destination", dst)
+	if rec, ok := state.Services.Get(s, dst); ok && rec.Err == nil {
+		more, err := portWarnings(rec.Value, i)
+		if err != nil {
+			return nil, err
 		}
+		warnings = append(warnings, more...)
 	}
 	if i.Expires != nil && i.Expires.Before(time.Now()) {
 		warnings = append(warnings, "the intention has expired already: it decides nothing")
 	}
 	return warnings, nil
 }
+
+func unregistered(warnings []string, s *state.Snapshot, side string, n catalog.Name) []string {
+	if n.Name == "*" {
+		return warnings
+	}
+	if _, ok := state.Services.Get(s, n); ok {
+		return warnings
+	}
+	return append(warnings, fmt.Sprintf("%s %s is not registered yet%s", side, n.Short(), didYouMean(s, n)))
+}
+
+// portWarnings compares an intention with the ports of its destination. Rules
+// on a port that is declared tcp are an error: nobody could have meant them.
+func portWarnings(service catalog.Service, i intentions.Intention) ([]string, error) {
+	var warnings []string
+	for _, name := range i.Ports {
+		if _, ok := service.Port(name); !ok {
+			warnings = append(warnings, fmt.Sprintf("service %s has no port %q; it has %s", service.Ref().Short(), name, portNames(service)))
+		}
+	}
+	if len(i.Rules) == 0 {
+		return warnings, nil
+	}
+	for _, p := range service.WithDefaults().Ports {
+		switch covered := len(i.Ports) == 0 || slices.Contains(i.Ports, p.Name); {
+		case !covered || carriesRequests(p.Protocol):
+		case p.Protocol == catalog.ProtocolTCP:
+			return nil, invalid("intention", &catalog.FieldError{
+				Field:   "rules",
+				Problem: fmt.Sprintf("port %s of %s is declared tcp: HTTP rules can't be checked there; use an action, or name the HTTP ports in ports", p.Name, service.Ref().Short()),
+			})
+		default:
+			warnings = append(warnings, fmt.Sprintf("port %s of %s is declared %s, which this version carries as TCP: with HTTP rules all of it is denied; declare it http",
+				p.Name, service.Ref().Short(), p.Protocol))
+		}
+	}
+	return warnings, nil
+}
+
+// carriesRequests reports whether proxies of this version see requests on a port
+// of the protocol, rather than connections.
+func carriesRequests(p catalog.Protocol) bool { return p == catalog.ProtocolHTTP }
 
 // sourceID returns the identity of a local service, or the SPIFFE ID that source
 // spells out.

@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/catalog/manifest"
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
@@ -112,9 +113,10 @@ func (a *API) apply(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Not decodeBody: the bytes of each spec are kept as they came.
 	var req client.ApplyRequest
-	if err := strict(raw, &req); err != nil {
-		return nil, invalid("apply request", err)
+	if err := json.Unmarshal(raw, &req, json.RejectUnknownMembers(true)); err != nil {
+		return nil, invalid("apply request", &catalog.FieldError{Problem: err.Error()})
 	}
 	resources := make([]resource, 0, len(req.Resources))
 	seen := map[string]bool{}
@@ -219,13 +221,18 @@ func (a *API) fillRevisions(out *client.Result, written []resource) {
 	}
 }
 
-// strict decodes what a user sent: unknown, repeated and differently cased
-// members are refused.
-func strict(raw []byte, v any) error {
-	if err := json.Unmarshal(raw, v, json.RejectUnknownMembers(true)); err != nil {
-		return &catalog.FieldError{Problem: err.Error()}
+// decodeBody reads what a user sent, strictly: unknown, repeated and differently
+// cased members are refused, and Validate must agree.
+func decodeBody(what string, raw []byte, v any) error {
+	err := manifest.DecodeConfig("body.json", raw, v)
+	if err == nil {
+		return nil
 	}
-	return nil
+	e := &client.Error{Code: client.CodeInvalid, Message: "invalid " + what}
+	for _, one := range manifest.Errors(err) {
+		e.Fields = append(e.Fields, client.Field{Field: one.Field, Problem: one.Problem})
+	}
+	return e
 }
 
 func (a *API) joinToken(c *call) (any, error) {
@@ -234,8 +241,8 @@ func (a *API) joinToken(c *call) (any, error) {
 		return nil, err
 	}
 	var req client.JoinTokenRequest
-	if err := strict(raw, &req); err != nil {
-		return nil, invalid("join token", err)
+	if err := decodeBody("join token", raw, &req); err != nil {
+		return nil, err
 	}
 	if err := (catalog.Node{Name: req.Node, Services: req.Services}).Validate(); err != nil {
 		return nil, invalid("join token", err)

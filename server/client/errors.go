@@ -11,15 +11,16 @@ type Code string
 
 // The codes, each with the HTTP status that carries it.
 const (
-	CodeInvalid      Code = "invalid"         // 400
-	CodeUnauthorized Code = "unauthorized"    // 401
-	CodePermission   Code = "permission"      // 403
-	CodeNotFound     Code = "not_found"       // 404
-	CodeConflict     Code = "conflict"        // 409
-	CodeTooLarge     Code = "too_large"       // 413
-	CodeInternal     Code = "internal"        // 500
-	CodeUnavailable  Code = "unavailable"     // 503: no leader, shutting down
-	CodeUnknown      Code = "outcome_unknown" // 504: the write may have happened; repeating it is safe
+	CodeInvalid      Code = "invalid"            // 400
+	CodeUnauthorized Code = "unauthorized"       // 401
+	CodePermission   Code = "permission"         // 403
+	CodeNotFound     Code = "not_found"          // 404
+	CodeMethod       Code = "method_not_allowed" // 405
+	CodeConflict     Code = "conflict"           // 409
+	CodeTooLarge     Code = "too_large"          // 413
+	CodeInternal     Code = "internal"           // 500
+	CodeUnavailable  Code = "unavailable"        // 503: no leader, shutting down
+	CodeUnknown      Code = "outcome_unknown"    // 504: the write may have happened; repeating it is safe
 	// CodeUnreachable is the client's own: no server answered.
 	CodeUnreachable Code = "unreachable"
 )

@@ -196,8 +196,8 @@ type Fact struct {
 // Explanation says what would become of a request, and why.
 type Explanation struct {
 	Position catalog.Position `json:"position"`
-	// Verdict is "ALLOWED", "DENIED by policy" or "ALLOWED, but cannot be
-	// served".
+	// Verdict is "ALLOWED", "DENIED by policy", "DEPENDS on the request" or
+	// "ALLOWED, but it cannot be served now".
 	Verdict string   `json:"verdict"`
 	Access  Access   `json:"access"`
 	Works   bool     `json:"works"`
@@ -219,6 +219,8 @@ type JoinTokenRequest struct {
 type JoinToken struct {
 	Token   string    `json:"token"`
 	Expires time.Time `json:"expires"`
+	// Warnings tell what the token will not do.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Rollout says how far the proxies that a change concerns have come.

@@ -30,9 +30,18 @@ func (s slogSink) Accept(name string, level hclog.Level, msg string, args ...any
 	attrs := []slog.Attr{slog.String("component", name)}
 	for i := 0; i+1 < len(args); i += 2 {
 		key := strings.NewReplacer("-", "_", " ", "_").Replace(fmt.Sprint(args[i]))
-		attrs = append(attrs, slog.Any(key, args[i+1]))
+		attrs = append(attrs, slog.Any(key, plain(args[i+1])))
 	}
 	s.log.LogAttrs(context.Background(), to, msg, attrs...) //nolint:sloglint // a library's message
+}
+
+// plain spells out the values that hclog formats late (hclog.Fmt).
+func plain(v any) any {
+	f, ok := v.(hclog.Format)
+	if !ok || len(f) == 0 {
+		return v
+	}
+	return fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
 }
 
 func slogLevel(level hclog.Level) slog.Level {
