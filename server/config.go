@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -176,7 +177,7 @@ func isHost(s string) bool {
 }
 
 // advertised returns host and port under which agents reach the listener.
-func (c Config) advertised(listener net.Addr) (host, port string, err error) {
+func (c Config) advertised(ctx context.Context, listener net.Addr) (host, port string, err error) {
 	number := c.Port
 	if tcp, ok := listener.(*net.TCPAddr); ok {
 		number = uint16(tcp.Port) //nolint:gosec // a port
@@ -188,13 +189,28 @@ func (c Config) advertised(listener net.Addr) (host, port string, err error) {
 		host, port = splitAdvertise(c.Advertise, number)
 		return host, port, nil
 	}
-	host, err = machineAddress()
+	host, err = machineAddress(ctx)
 	return host, fmt.Sprint(number), err
 }
 
-// machineAddress picks an address of this machine: IPv4 before IPv6, private ones
-// too, never link-local ones; loopback if there is nothing else.
-func machineAddress() (string, error) {
+// machineAddress picks an address of this machine: the one that packets to others
+// leave from, else any; IPv4 before IPv6, private ones too, never link-local ones;
+// loopback if there is nothing else.
+func machineAddress(ctx context.Context) (string, error) {
+	// Connecting UDP asks the routing table and sends nothing. The addresses are
+	// documentation's (RFC 5737, RFC 3849), so only a default route leads there.
+	for _, far := range []struct{ network, address string }{{"udp4", "192.0.2.1:9"}, {"udp6", "[2001:db8::1]:9"}} {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, far.network, far.address)
+		if err != nil {
+			continue
+		}
+		host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+		_ = conn.Close() // nothing was sent
+		if err == nil && isHost(host) {
+			return host, nil
+		}
+	}
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return "", fmt.Errorf("look for an address to advertise (or set advertise): %w", err)

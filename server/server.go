@@ -150,7 +150,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	if err := m.authority.open(m.state.Snapshot()); err != nil { //nolint:contextcheck // opening does no I/O
 		return err
 	}
-	host, port, err := m.config.advertised(inner.Addr())
+	host, port, err := m.config.advertised(ctx, inner.Addr())
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,16 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
+	strict "github.com/go-json-experiment/json"
 	"google.golang.org/grpc/codes"
 
 	"github.com/meshd/meshd/catalog"
@@ -81,15 +84,15 @@ func (s *Server) Register(ctx context.Context, req *meshpb.RegisterRequest) (*me
 // it says is stored as it is.
 func parseRegistration(node string, raw *meshpb.Registration) (registration, error) {
 	r := registration{raw: raw}
-	if err := json.Unmarshal(raw.GetInstance(), &r.instance); err != nil {
+	if err := unambiguous(raw.GetInstance(), &r.instance); err != nil {
 		return r, fmt.Errorf("instance: %w", err)
 	}
 	r.key = r.instance.Key()
-	if err := json.Unmarshal(raw.GetService(), &r.service); err != nil {
+	if err := unambiguous(raw.GetService(), &r.service); err != nil {
 		return r, fmt.Errorf("service: %w", err)
 	}
 	var health catalog.InstanceStatus
-	if err := json.Unmarshal(raw.GetStatus(), &health); err != nil {
+	if err := unambiguous(raw.GetStatus(), &health); err != nil {
 		return r, fmt.Errorf("status: %w", err)
 	}
 	if err := r.instance.Validate(); err != nil {
@@ -108,6 +111,33 @@ func parseRegistration(node string, raw *meshpb.Registration) (registration, err
 		return r, fmt.Errorf("%d bytes, at most %d fit: shorten meta, tags or check outputs", size, chunkBytes)
 	}
 	return r, nil
+}
+
+var errAmbiguous = errors.New("a field is there twice, or in another spelling than lower case")
+
+// unambiguous reads JSON that every reader understands alike. Unknown fields pass, as
+// a newer agent may send them, but a field in two spellings does not: what was checked
+// here must be what other agents read.
+func unambiguous[V any](raw []byte, into *V) error {
+	if err := json.Unmarshal(raw, into); err != nil {
+		return err //nolint:wrapcheck // the caller says what was read
+	}
+	var exact V
+	if err := strict.Unmarshal(raw, &exact); err != nil {
+		return fmt.Errorf("%w: %w", errAmbiguous, err)
+	}
+	folded, err := json.Marshal(into)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what was read
+	}
+	asWritten, err := json.Marshal(exact)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what was read
+	}
+	if !bytes.Equal(folded, asWritten) {
+		return errAmbiguous
+	}
+	return nil
 }
 
 // chunks cuts the instances of one service into what a transaction holds.

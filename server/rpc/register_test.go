@@ -114,6 +114,14 @@ func TestRegisterRefused(t *testing.T) {
 		{"of another service", mixed, "comes with service"},
 		{"garbage", &meshpb.Registration{Instance: []byte("{"), Service: []byte("{}"), Status: []byte("{}")}, "instance"},
 		{"twice", good, "twice"},
+		{"two spellings", &meshpb.Registration{
+			Service:  good.GetService(),
+			Instance: []byte(`{"service":"web","id":"x","node":"vm-b","Node":"vm-a"}`), Status: good.GetStatus(),
+		}, "spelling"},
+		{"a field twice", &meshpb.Registration{
+			Service:  []byte(`{"name":"web","name":"web"}`),
+			Instance: []byte(`{"service":"web","id":"x","node":"vm-a"}`), Status: good.GetStatus(),
+		}, "twice"},
 		{"huge", definition(t, "vm-a", catalog.Definition{Name: "web", ID: "h", Port: 1, Protocol: "http", Meta: map[string]string{"x": strings.Repeat("x", 300<<10)}}, catalog.HealthPassing), ""},
 	} {
 		res := register(t, client, good, row.bad)
@@ -273,4 +281,32 @@ func TestLeave(t *testing.T) {
 		t.Errorf("%d instances, %d leases stay", n, state.Leases.Len(c.state.Snapshot()))
 	}
 	register(t, client, definition(t, "vm-a", web(""), catalog.HealthPassing)) // it may come back
+}
+
+// Whatever an agent sends, nothing is registered for another node or a service that is
+// not its own, and what is stored can be read.
+func FuzzRegister(f *testing.F) {
+	c := start(f, rpc.Config{})
+	leaf := c.join("vm-a", "web")
+	good := definition(f, "vm-a", web(""), catalog.HealthPassing)
+	f.Add(good.GetService(), good.GetInstance(), good.GetStatus())
+	f.Add([]byte(`{"name":"web"}`), []byte(`{"service":"web","id":"/","node":"vm-a"}`), []byte(`{}`))
+	f.Add([]byte(`{"name":"api"}`), []byte(`{"service":"api","id":"x","node":"vm-b","Node":"vm-a"}`), []byte(`null`))
+	f.Fuzz(func(t *testing.T, service, instance, health []byte) {
+		res := register(t, direct{c, leaf}, &meshpb.Registration{Service: service, Instance: instance, Status: health})
+		snapshot := c.state.Snapshot()
+		registered := 0
+		for key, rec := range state.Instances.All(snapshot) {
+			registered++
+			if key.Node != "vm-a" || key.Service.Name != "web" || rec.Err != nil || rec.Value.Key() != key {
+				t.Errorf("registered %v as %+v: %v", key, rec.Value, rec.Err)
+			}
+		}
+		if registered+len(res.GetRefusals()) != 1 {
+			t.Errorf("%d registered, %d refused", registered, len(res.GetRefusals()))
+		}
+		for p := range snapshot.Problems() {
+			t.Errorf("stored, and can't be read: %v", p)
+		}
+	})
 }

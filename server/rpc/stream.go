@@ -164,7 +164,8 @@ func (f *feeds) collect(st *stream) (batch *meshpb.Batch, at catalog.Position, a
 	dirty, all, alive := st.take()
 	at = f.snapshot.Position()
 	if all {
-		if err := st.admitted(f.snapshot); err != nil {
+		// Not at f.snapshot: it may be older than the node itself.
+		if err := st.admitted(f.state.Snapshot()); err != nil {
 			return nil, at, alive, err
 		}
 		for _, sub := range st.subs {

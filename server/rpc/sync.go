@@ -81,6 +81,9 @@ func (s *Server) awaitHello(received <-chan *meshpb.SyncRequest, failed <-chan e
 		}
 		return nil, s.refuse(codes.InvalidArgument, meshpb.ReasonBadRequest, "the first message of a stream must be Hello")
 	case err := <-failed:
+		if errors.Is(err, io.EOF) {
+			return nil, s.refuse(codes.InvalidArgument, meshpb.ReasonBadRequest, "the stream ended before Hello")
+		}
 		return nil, err
 	case <-timer.C:
 		return nil, s.refuse(codes.DeadlineExceeded, meshpb.ReasonSilent, "no Hello within %s", s.config.Lease)
