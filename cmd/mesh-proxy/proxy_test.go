@@ -407,8 +407,13 @@ func TestFeedKillAndBootAlone(t *testing.T) {
 	must(t, srv.SetPlan("vm", w.plan))
 	eventually(t, "the proxy allows again", func() bool { return srv.Status()[0].Applied == w.plan.Position })
 
-	// Drain: the last connection may end in its own time.
-	live, err = w.talk()
+	drains(t, w, srv, second)
+}
+
+// drains ends a proxy by SIGTERM: its last connection may end in its own time.
+func drains(t *testing.T, w *world, srv *feed.Server, second *exec.Cmd) {
+	t.Helper()
+	live, err := w.talk()
 	must(t, err)
 	must(t, second.Process.Signal(syscall.SIGTERM))
 	eventually(t, "the agent knows that it drains", func() bool {

@@ -25,7 +25,7 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	plane, err := dataplane.New(dataplane.Config{Log: log, Registerer: registry})
+	plane, err := dataplane.New(dataplane.Config{Log: log, Registerer: registry}) //nolint:contextcheck // the record of a finished request has no context
 	if err != nil {
 		return err
 	}

@@ -242,7 +242,7 @@ func TestHTTPPassesOverADeadEndpoint(t *testing.T) {
 	}
 }
 
-func TestDenyCutsHTTPKeepAliveAndStreams(t *testing.T) {
+func TestDenyCutsHTTPStreams(t *testing.T) {
 	started := make(chan struct{}, 2)
 	app := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/stream" {
@@ -297,30 +297,32 @@ func TestDenyCutsHTTPKeepAliveAndStreams(t *testing.T) {
 			}
 		})
 	}
-	t.Run("an idle keep-alive connection", func(t *testing.T) {
-		m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
-		c := dial(t, m.upstream)
-		br := bufio.NewReader(c)
-		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		res, err := http.ReadResponse(br, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, res.Body)
-		_ = res.Body.Close()
-		m.intend(deny())
-		m.b.apply()
-		m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "denied", nil
-		m.a.apply()
-		if _, err := br.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("the connection is still there: %v", err)
-		}
-		for _, h := range []*host{m.a, m.b} {
-			eventually(t, "no connection is open", func() bool { return h.metric("mesh_connections_open") == 0 })
-		}
-	})
+}
+
+func TestDenyCutsIdleKeepAlive(t *testing.T) {
+	app := serveHTTP(t, func(http.ResponseWriter, *http.Request) {})
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+	c := dial(t, m.upstream)
+	br := bufio.NewReader(c)
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.ReadResponse(br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, res.Body)
+	_ = res.Body.Close()
+	m.intend(deny())
+	m.b.apply()
+	m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "denied", nil
+	m.a.apply()
+	if _, err := br.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection is still there: %v", err)
+	}
+	for _, h := range []*host{m.a, m.b} {
+		eventually(t, "no connection is open", func() bool { return h.metric("mesh_connections_open") == 0 })
+	}
 }
 
 // A thousand requests while both plans change all the time.

@@ -91,6 +91,23 @@ func TestMeshPortTakesOnlyProvenIdentities(t *testing.T) {
 	}
 }
 
+// A caller must not get around the rules and headers of an HTTP port by calling it TCP.
+func TestAnHTTPPortTakesNoTCP(t *testing.T) {
+	for _, protocol := range []catalog.Protocol{catalog.ProtocolHTTP, catalog.ProtocolGRPC} {
+		m := newMesh(t, options{protocol: protocol, apps: []string{serveTCP(t, echo)}, intention: allow()})
+		wrong := []string{"mesh-tcp"}
+		if protocol == catalog.ProtocolGRPC { // which is TCP until HTTP/2 is spoken here
+			wrong = []string{"http/1.1"}
+		}
+		if got, err := reach(t, m.port, m.b.plan.Inbounds[0].ServerName, wrong, m.ca.leaf(t, service("web"), time.Hour)); err == nil {
+			t.Errorf("%s: %q got %q", protocol, wrong, got)
+		}
+		eventually(t, "it is counted", func() bool {
+			return m.b.metric("mesh_connections_refused_total", "reason", "protocol-mismatch") == 1
+		})
+	}
+}
+
 // The client's side must find the expected service, not merely a member of the mesh.
 func TestNearSideVerifiesTheService(t *testing.T) {
 	tests := map[string]func(m *mesh) *ca.Leaf{

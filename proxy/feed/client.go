@@ -20,7 +20,6 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/spiffe"
-	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy"
 )
 
@@ -294,27 +293,6 @@ func (c *Client) now() State {
 	return state
 }
 
-// offer gives the agent the sockets that it did not pass, so that they outlive this process.
-func (c *Client) offer(ctx context.Context) {
-	var names []string
-	var files []*os.File
-	flush := func() {
-		if len(names) > 0 && c.conn != nil {
-			c.write(ctx, Frame{Sockets: &Sockets{Names: names}}, files)
-		}
-		names, files = nil, nil
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.sockets)) {
-		if s := c.sockets[name]; s.own {
-			names, files = append(names, name), append(files, s.file)
-		}
-		if len(names) == maxDescriptors {
-			flush()
-		}
-	}
-	flush()
-}
-
 func (c *Client) detached(ctx context.Context, err error) {
 	if c.conn != nil {
 		c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "agent is gone, the last plan stays in force", slog.Any("error", err))
@@ -464,21 +442,6 @@ func (c *Client) takeKeys(k *Keys) error {
 	return errors.Join(errs...)
 }
 
-func (c *Client) takeSockets(s *Sockets, files []*os.File) {
-	for i, name := range s.Names {
-		if old, ok := c.sockets[name]; ok {
-			_ = old.file.Close()
-		}
-		c.sockets[name] = &clientSocket{file: files[i]}
-	}
-	for _, name := range s.Close {
-		if old, ok := c.sockets[name]; ok {
-			_ = old.file.Close()
-			delete(c.sockets, name)
-		}
-	}
-}
-
 // loadCache reads what the last run left. A damaged file is reported and not used.
 func (c *Client) loadCache(ctx context.Context) {
 	report := func(err error) {
@@ -538,91 +501,4 @@ func (c *Client) bootAlone(ctx context.Context, h Handler) {
 	}
 	c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "no agent, the plan on disk is in force", slog.String("position", c.config.Position.String()))
 	c.offer(ctx)
-}
-
-// openMissing opens the sockets of the plan that are not there, and reports whether it opened any.
-func (c *Client) openMissing(ctx context.Context) bool {
-	opened := false
-	for _, l := range c.config.Listeners {
-		if _, ok := c.sockets[l.Name]; ok {
-			continue
-		}
-		file, err := openSocket(ctx, l.Address)
-		if err != nil {
-			if c.failed[l.Name] != err.Error() { // each cause once, not each second
-				c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "listener could not be opened, it is tried again",
-					slog.String("listener", l.Name), slog.Any("error", err))
-			}
-			c.failed[l.Name] = err.Error()
-			continue
-		}
-		delete(c.failed, l.Name)
-		c.sockets[l.Name] = &clientSocket{file: file, own: true}
-		opened = true
-	}
-	return opened
-}
-
-func openSocket(ctx context.Context, address string) (*os.File, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	defer l.Close() //nolint:errcheck // its duplicate lives on
-	tl, ok := l.(*net.TCPListener)
-	if !ok {
-		return nil, fmt.Errorf("listen on %s: not TCP", address)
-	}
-	file, err := tl.File()
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", address, err)
-	}
-	return file, nil
-}
-
-// dropOwnSockets closes the sockets that no agent looks after and the plan no longer names.
-func (c *Client) dropOwnSockets(cfg proxy.Config) {
-	named := make(map[string]bool, len(cfg.Listeners))
-	for _, l := range cfg.Listeners {
-		named[l.Name] = true
-	}
-	var gone []string
-	for name, s := range c.sockets {
-		if s.own && !named[name] {
-			_ = s.file.Close()
-			delete(c.sockets, name)
-			gone = append(gone, name)
-		}
-	}
-	if len(gone) > 0 && c.conn != nil {
-		slices.Sort(gone)
-		_ = c.conn.write(Frame{Sockets: &Sockets{Close: gone}}, nil)
-	}
-}
-
-func (c *Client) closeOwnSockets() {
-	for name, s := range c.sockets {
-		if s.own {
-			_ = s.file.Close()
-			delete(c.sockets, name)
-		}
-	}
-}
-
-func (c *Client) closeSockets() {
-	for name, s := range c.sockets {
-		_ = s.file.Close()
-		delete(c.sockets, name)
-	}
-}
-
-// Position returns the position of the plan on disk in dir's cache, for diagnosis.
-func (d *DiskCache) Position() (catalog.Position, error) {
-	parts, err := d.Plan()
-	if err != nil {
-		return catalog.Position{}, err
-	}
-	cfg, err := proxy.Assemble(parts)
-	return cfg.Position, err
 }
