@@ -95,6 +95,7 @@ type host struct {
 	joinError string
 	left      bool
 	planned   planned
+	holders   map[string]string // listener → why it waits
 }
 
 // planned is what came of the last plan, for status.
@@ -107,7 +108,8 @@ type planned struct {
 
 // Run runs the agent until ctx ends, and then returns nil without having taken
 // anything out of service. It returns an error if the host can't run an agent,
-// or can't join. Call it once.
+// or can't join. SIGHUP, which it takes over, makes it read the service
+// definitions at once. Call it once.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
@@ -140,6 +142,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return h.registry.Run(ctx) })
 	g.Go(func() error { return h.checks.Run(ctx) })
 	g.Go(func() error { return h.keepChecks(ctx) })
+	g.Go(func() error { return h.followHangup(ctx) })
 	if a.cfg.Proxy.Supervise {
 		g.Go(func() error { return supervise(ctx, a.cfg.Proxy, a.log) })
 	}
@@ -164,6 +167,7 @@ func (h *host) run(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return h.leaves.Run(ctx) })
 	g.Go(func() error { return h.syncer.Run(ctx) })
 	g.Go(func() error { return h.followPlan(ctx) })
+	g.Go(func() error { return h.followHolders(ctx) })
 	g.Go(func() error { return h.followProxies(ctx) })
 	g.Go(func() error { return h.followServers(ctx) })
 	return h.followDefinitions(ctx)
@@ -343,7 +347,8 @@ func (h *host) known() (*join.Identity, error) {
 		newest = l
 	}
 	if over := time.Since(newest.NotAfter()); over > 0 {
-		h.log.Error("the node's certificate is over: a new join token is needed", slog.Time("not_after", newest.NotAfter()))
+		h.log.Error("the node's certificate is over: a new join token is needed, of meshctl token join --replace",
+			slog.String("node", h.cfg.NodeName), slog.Time("not_after", newest.NotAfter()))
 		return nil, nil //nolint:nilnil // none, and no error
 	}
 	return identity, nil

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -331,7 +332,7 @@ func TestFromTokenToPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := b.status("newest output", func(s agent.Status) bool {
-		return len(s.Instances) == 1 && len(s.Instances[0].Checks) == 1 && s.Instances[0].Checks[0].Output == "finer" && s.PolicyAge != nil
+		return len(s.Instances) == 1 && len(s.Instances[0].Checks) == 1 && s.Instances[0].Checks[0].Output == "finer" && s.PolicyAge != nil && s.Registration.Current
 	})
 	if after, _ := b.server.Seen(); after.Registers != registers.Registers {
 		t.Error("a result that changed no verdict left the host")
@@ -376,11 +377,9 @@ func TestUpstreamPortHeldByAnother(t *testing.T) {
 		}
 		return agent.ListenerStatus{}
 	}
-	s := b.status("waiting", func(s agent.Status) bool { return find(s).Waiting != "" })
 	// The holder is this very process, which the agent does not name.
-	if got := find(s).Waiting; got != fmt.Sprintf("127.0.0.1:%d is held by another process", port) {
-		t.Errorf("waits because %q", got)
-	}
+	want := fmt.Sprintf("127.0.0.1:%d is held by another process", port)
+	b.status("waiting", func(s agent.Status) bool { return find(s).Waiting == want })
 	if err := taken.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -500,6 +499,18 @@ func TestLeave(t *testing.T) {
 	if seen, _ := b.server.Seen(); seen.Left != 1 || len(seen.Registered) != 0 {
 		t.Errorf("the server saw %+v", seen)
 	}
+}
+
+func TestHangupReloads(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.start()
+	b.status("up", func(s agent.Status) bool { return s.TrustDomain != "" })
+	b.write("services.d/web.hcl", "service \"web\" {}")
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	b.status("read", func(s agent.Status) bool { return len(s.Instances) == 1 })
 }
 
 func TestEndDeregistersNothing(t *testing.T) {

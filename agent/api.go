@@ -181,8 +181,9 @@ func (a *Agent) Status() Status {
 	h.mu.Lock()
 	s.JoinError, s.Address = h.joinError, h.address
 	s.Plan, s.PlanRefused = h.planned.position, h.planned.refused
-	s.Problems, s.Listeners = slices.Clone(h.planned.problems), slices.Clone(h.planned.listeners)
+	s.Problems = slices.Clone(h.planned.problems)
 	h.mu.Unlock()
+	s.Listeners = h.listeners()
 	if identity := h.identity.Load(); identity != nil {
 		s.TrustDomain = identity.TrustDomain
 	}

@@ -5,16 +5,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
+	"os/signal"
 	"reflect"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/meshd/meshd/agent/check"
 	"github.com/meshd/meshd/agent/plan"
+	"github.com/meshd/meshd/agent/procnet"
 	"github.com/meshd/meshd/agent/registry"
 	"github.com/meshd/meshd/agent/view"
 	"github.com/meshd/meshd/ca"
@@ -31,9 +35,10 @@ const (
 	planGap = 20 * time.Millisecond
 	// socketRetry is how often a socket that could not be opened is tried.
 	socketRetry = time.Second
-	// quietStart is how long after the start a taken port is no news: a running
-	// proxy needs a moment to attach.
-	quietStart = 3 * time.Second
+	// holderGap is how often it is looked who holds the ports that are taken. The
+	// first look is that long after the start: a running proxy, which holds its
+	// ports, needs a moment to attach.
+	holderGap = 3 * time.Second
 )
 
 // defineChecks makes the checks those of the definitions in force.
@@ -127,6 +132,23 @@ func (h *host) keepChecks(ctx context.Context) error {
 			h.log.ErrorContext(ctx, "verdicts of checks can't be kept for a restart", slog.Any("error", err))
 		}
 		failed = err != nil
+	}
+}
+
+// followHangup reads the service definitions on SIGHUP, until ctx ends. They
+// are followed anyway; a signal does not wait.
+func (h *host) followHangup(ctx context.Context) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			h.log.InfoContext(ctx, "reading the service definitions again")
+			h.registry.Reload()
+		}
 	}
 }
 
@@ -226,11 +248,58 @@ func (h *host) followProxies(ctx context.Context) error {
 	}
 }
 
+// followHolders finds out who holds the ports that the plan needs, until ctx
+// ends.
+func (h *host) followHolders(ctx context.Context) error {
+	ticker := time.NewTicker(holderGap)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		h.mu.Lock()
+		listeners := slices.Clone(h.planned.listeners)
+		before := h.holders
+		h.mu.Unlock()
+		holders := map[string]string{}
+		for _, l := range listeners {
+			if l.Open || l.Held {
+				continue
+			}
+			cause := l.Waiting
+			if address, err := parseListen(l.Address); err == nil && l.inUse {
+				cause = fmt.Sprintf("%s is held by %s", l.Address, procnet.HolderOf(address, nil))
+			}
+			holders[l.Name] = cause
+			if before[l.Name] != cause {
+				h.log.ErrorContext(ctx, "a listener can't be opened; it is tried again", slog.String("listener", l.Name), slog.String("cause", cause))
+			}
+		}
+		h.mu.Lock()
+		h.holders = holders
+		h.mu.Unlock()
+	}
+}
+
+// listeners returns the state of the listening sockets, for people.
+func (h *host) listeners() []ListenerStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := slices.Clone(h.planned.listeners)
+	for i, l := range all {
+		if cause, ok := h.holders[l.Name]; ok && l.Waiting != "" {
+			all[i].Waiting = cause
+		}
+	}
+	return all
+}
+
 // planner makes plans and passes them on. One goroutine uses it.
 type planner struct {
 	h       *host
 	sockets *sockets
-	started time.Time
 
 	definitions []catalog.Definition
 	snapshot    *view.Snapshot
@@ -243,7 +312,7 @@ type planner struct {
 
 // followPlan keeps the plan that of the newest inputs, until ctx ends.
 func (h *host) followPlan(ctx context.Context) error {
-	p := &planner{h: h, sockets: newSockets(h.log), started: time.Now()}
+	p := &planner{h: h, sockets: newSockets(h.log)}
 	defer p.sockets.close()
 	for {
 		defined, told, renewed, attached := h.registry.Changed(), h.view.Changed(), h.leaves.Changed(), h.feed.Changed()
@@ -323,9 +392,9 @@ func (p *planner) passKeys() {
 // socket waits.
 func (p *planner) passSockets(ctx context.Context) (waits bool) {
 	h := p.h
-	pids := map[int]bool{}
+	pids := []int{}
 	for _, s := range h.feed.Status() {
-		pids[s.PID] = true
+		pids = append(pids, s.PID)
 	}
 	var offered map[string]*os.File
 	for _, l := range p.config.Listeners {
@@ -337,8 +406,7 @@ func (p *planner) passSockets(ctx context.Context) (waits bool) {
 			break
 		}
 	}
-	p.sockets.quiet = time.Since(p.started) < quietStart
-	waits = p.sockets.follow(ctx, p.config.Listeners, offered, func(pid int) bool { return pids[pid] })
+	waits = p.sockets.follow(ctx, p.config.Listeners, offered, pids)
 	if !maps.Equal(p.passed, p.sockets.held) {
 		if err := h.feed.SetSockets(h.cfg.Proxy.ID, p.sockets.held); err != nil {
 			h.log.ErrorContext(ctx, "sockets can't be passed to the proxy", slog.Any("error", err))

@@ -32,7 +32,9 @@ type ListenerStatus struct {
 	Held bool `json:"held,omitzero"`
 	// Waiting says why the socket can't be opened, and who holds the port.
 	Waiting string    `json:"waiting,omitempty"`
-	Since   time.Time `json:"since,omitzero"`
+	Since   time.Time `json:"since"`
+
+	inUse bool // another process has the port: find out who
 }
 
 // sockets are the listening sockets of the host's proxy. One goroutine uses
@@ -40,20 +42,18 @@ type ListenerStatus struct {
 type sockets struct {
 	log  *slog.Logger
 	held map[string]*os.File
-	at   map[string]string // name → address of held
+	open map[string]ListenerStatus // of held
 	wait map[string]ListenerStatus
-	// quiet says that a taken port is no news yet.
-	quiet bool
 }
 
 func newSockets(log *slog.Logger) *sockets {
-	return &sockets{log: log, held: map[string]*os.File{}, at: map[string]string{}, wait: map[string]ListenerStatus{}}
+	return &sockets{log: log, held: map[string]*os.File{}, open: map[string]ListenerStatus{}, wait: map[string]ListenerStatus{}}
 }
 
 // follow opens what the plan names and closes what it no longer does. offered
 // are sockets that a proxy already has, which are taken over rather than opened
-// again; ours tells the processes of our proxies. It reports whether one waits.
-func (s *sockets) follow(ctx context.Context, wanted []proxy.Listener, offered map[string]*os.File, ours func(pid int) bool) (waits bool) {
+// again; proxies are the processes of our proxies. It reports whether one waits.
+func (s *sockets) follow(ctx context.Context, wanted []proxy.Listener, offered map[string]*os.File, proxies []int) (waits bool) {
 	names := map[string]bool{}
 	for _, l := range wanted {
 		names[l.Name] = true
@@ -65,7 +65,7 @@ func (s *sockets) follow(ctx context.Context, wanted []proxy.Listener, offered m
 	}
 	maps.DeleteFunc(s.wait, func(name string, _ ListenerStatus) bool { return !names[name] })
 	for _, l := range wanted {
-		if s.held[l.Name] != nil && s.at[l.Name] == l.Address {
+		if s.held[l.Name] != nil && s.open[l.Name].Address == l.Address {
 			continue
 		}
 		s.drop(l.Name) // its address changed
@@ -76,7 +76,7 @@ func (s *sockets) follow(ctx context.Context, wanted []proxy.Listener, offered m
 		}
 		f, err := listen(ctx, l.Address)
 		if err != nil {
-			s.waiting(l, err, ours)
+			s.waiting(l, err, proxies)
 			waits = true
 			continue
 		}
@@ -93,48 +93,37 @@ func (s *sockets) keep(l proxy.Listener, f *os.File) {
 		s.log.Info("listener is open now", slog.String("listener", l.Name), slog.String("address", l.Address))
 		delete(s.wait, l.Name)
 	}
-	s.held[l.Name], s.at[l.Name] = f, l.Address
+	s.held[l.Name] = f
+	s.open[l.Name] = ListenerStatus{Name: l.Name, Address: l.Address, Open: true, Since: time.Now()}
 }
 
 func (s *sockets) drop(name string) {
 	if f := s.held[name]; f != nil {
 		_ = f.Close()
 		delete(s.held, name)
-		delete(s.at, name)
+		delete(s.open, name)
 	}
 }
 
-// waiting records why a socket can't be opened, and logs each cause once.
-func (s *sockets) waiting(l proxy.Listener, err error, ours func(pid int) bool) {
+// waiting records why a socket can't be opened. Who holds a taken port is for
+// others to find out: it takes long.
+func (s *sockets) waiting(l proxy.Listener, err error, proxies []int) {
 	st := ListenerStatus{Name: l.Name, Address: l.Address, Since: time.Now(), Waiting: err.Error()}
 	if address, perr := parseListen(l.Address); perr == nil && errors.Is(err, syscall.EADDRINUSE) {
-		h := procnet.HolderOf(address)
-		if st.Held = h.PID != 0 && ours(h.PID); st.Held {
+		st.inUse = len(proxies) == 0 || procnet.HolderOf(address, proxies).PID == 0
+		if st.Held = !st.inUse; st.Held {
 			st.Waiting = ""
-		} else {
-			st.Waiting = fmt.Sprintf("%s is held by %s", l.Address, h)
 		}
 	}
-	if before, ok := s.wait[l.Name]; ok && !before.Since.IsZero() && before.Waiting == st.Waiting && before.Held == st.Held && before.Address == st.Address {
-		return
-	}
-	if s.quiet {
-		st.Since = time.Time{} // said again when it is news
-		s.wait[l.Name] = st
+	if before, ok := s.wait[l.Name]; ok && before.Waiting == st.Waiting && before.Held == st.Held && before.Address == st.Address {
 		return
 	}
 	s.wait[l.Name] = st
-	if !st.Held {
-		s.log.Error("listener can't be opened; it is tried again", slog.String("listener", l.Name), slog.String("cause", st.Waiting))
-	}
 }
 
 // status returns the state of every socket, sorted by name.
 func (s *sockets) status() []ListenerStatus {
-	all := slices.Collect(maps.Values(s.wait))
-	for name := range s.held {
-		all = append(all, ListenerStatus{Name: name, Address: s.at[name], Open: true})
-	}
+	all := slices.Concat(slices.Collect(maps.Values(s.wait)), slices.Collect(maps.Values(s.open)))
 	slices.SortFunc(all, func(a, b ListenerStatus) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }

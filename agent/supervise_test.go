@@ -23,7 +23,7 @@ func TestSupervise(t *testing.T) {
 	b.write("proxy.sh", "#!/bin/sh\ntrap 'exit 0' TERM\necho \"$$ $*\" >> "+log+"\nwhile :; do sleep 0.05; done\n")
 	b.cfg.Proxy.Supervise, b.cfg.Proxy.Binary = true, filepath.Join(b.dir, "proxy.sh")
 	b.cfg.Proxy.StateDir = filepath.Join(b.dir, "proxy")
-	if err := os.Chmod(b.cfg.Proxy.Binary, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.Chmod(b.cfg.Proxy.Binary, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	stop := b.start()

@@ -390,6 +390,11 @@ func (m *Manager) renew(ctx context.Context, client meshpb.MeshClient, id spiffe
 		return // not wanted any more
 	}
 	defer m.announce()
+	if err != nil && l != nil && (e.leaf == nil || e.alarmed) {
+		// The disk fails, and time runs out: better a leaf that a restart would
+		// lose than none. Until it is kept, asking goes on.
+		e.leaf, e.alarmed = l, false
+	}
 	if err == nil {
 		m.entries[id] = &entry{leaf: l, renewAt: l.RenewAt(rand.Float64())} //nolint:gosec // spreads load, guards nothing
 		return

@@ -302,6 +302,42 @@ func TestFailureKeepsTheOldLeaf(t *testing.T) {
 	}
 }
 
+// TestDiskFails: a leaf that can't be kept is used all the same when the old
+// one nears its end, and kept when the disk is back.
+func TestDiskFails(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.bubble(func() {
+		m, stop := b.open(true, web)
+		defer stop()
+		synctest.Wait()
+		old := m.Leaf(web)
+		away := b.dir.Path("") + ".away"
+		if err := os.Rename(b.dir.Path(""), away); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(17 * time.Hour)
+		synctest.Wait()
+		if s := find(m, web); m.Leaf(web) != old || !strings.Contains(s.Error, "no such file") {
+			t.Errorf("after 17 h: %v, %+v", m.Leaf(web), s)
+		}
+		<-time.After(2 * time.Hour)
+		synctest.Wait()
+		unkept := m.Leaf(web)
+		if s := find(m, web); unkept == old || s.Error == "" {
+			t.Errorf("after 19 h: %v, %+v", unkept, s)
+		}
+		if err := os.Rename(away, b.dir.Path("")); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(2 * time.Minute)
+		synctest.Wait()
+		if s := find(m, web); m.Leaf(web) == unkept || s.Error != "" || s.Alarm {
+			t.Errorf("with the disk back: %+v", s)
+		}
+	})
+}
+
 func TestRetryAsksAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -94,14 +94,15 @@ func (h Holder) String() string {
 	return fmt.Sprintf("%s (pid %d)", h.Name, h.PID)
 }
 
-// HolderOf finds who, other than this process, listens where binding to the
-// address would clash.
-func HolderOf(address netip.AddrPort) Holder {
+// HolderOf finds who listens where binding to the address would clash: one of
+// the given processes or, for nil, any but this one. The latter looks at every
+// descriptor of the host, which may take seconds on a busy one.
+func HolderOf(address netip.AddrPort, pids []int) Holder {
 	for _, l := range Listening() {
 		a := l.Address
 		same := a.Addr().Unmap() == address.Addr().Unmap() || a.Addr().IsUnspecified() || address.Addr().IsUnspecified()
 		if a.Port() == address.Port() && same {
-			if h := ownerOf(l.Inode); h.PID != 0 {
+			if h := ownerOf(l.Inode, pids); h.PID != 0 {
 				return h
 			}
 		}
@@ -110,26 +111,42 @@ func HolderOf(address netip.AddrPort) Holder {
 }
 
 // ownerOf finds a process with a descriptor of a socket's inode.
-func ownerOf(inode string) Holder {
+func ownerOf(inode string, pids []int) Holder {
 	want := "socket:[" + inode + "]"
-	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	if err != nil {
-		return Holder{}
+	if pids == nil {
+		pids = processes()
 	}
-	for _, fd := range fds {
-		if target, err := os.Readlink(fd); err != nil || target != want {
-			continue
-		}
-		dir := filepath.Dir(filepath.Dir(fd))
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		name, err := os.ReadFile(filepath.Join(dir, "comm")) //nolint:gosec // a path of /proc
+	for _, pid := range pids {
+		dir := filepath.Join("/proc", strconv.Itoa(pid))
+		fds, err := os.ReadDir(filepath.Join(dir, "fd"))
 		if err != nil {
-			name = []byte("?")
+			continue // it ended, or is another user's
 		}
-		return Holder{PID: pid, Name: strings.TrimSpace(string(name))}
+		for _, fd := range fds {
+			if target, err := os.Readlink(filepath.Join(dir, "fd", fd.Name())); err != nil || target != want {
+				continue
+			}
+			name, err := os.ReadFile(filepath.Join(dir, "comm")) //nolint:gosec // a path of /proc
+			if err != nil {
+				name = []byte("?")
+			}
+			return Holder{PID: pid, Name: strings.TrimSpace(string(name))}
+		}
 	}
 	return Holder{}
+}
+
+// processes lists all but this one.
+func processes() []int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

@@ -53,7 +53,7 @@ func TestListening(t *testing.T) {
 		if !slices.ContainsFunc(procnet.Listening(), func(s procnet.Socket) bool { return s.Address == at }) {
 			t.Errorf("%s is not among %v", at, procnet.Listening())
 		}
-		if h := procnet.HolderOf(at); h.String() != "another process" {
+		if h := procnet.HolderOf(at, nil); h.String() != "another process" {
 			t.Errorf("this process itself is named: %s", h)
 		}
 		file, err := l.(*net.TCPListener).File() //nolint:errcheck // a TCP listener by its making
@@ -70,7 +70,13 @@ func TestListening(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		h := procnet.HolderOf(at)
+		if h := procnet.HolderOf(at, []int{1}); h.PID != 0 {
+			t.Errorf("held by %s, which was not asked for", h)
+		}
+		if h := procnet.HolderOf(at, []int{cmd.Process.Pid}); h.PID != cmd.Process.Pid {
+			t.Errorf("held by %s, want pid %d", h, cmd.Process.Pid)
+		}
+		h := procnet.HolderOf(at, nil)
 		if h.PID != cmd.Process.Pid || h.Name != "cat" {
 			t.Errorf("held by %s, want cat (pid %d)", h, cmd.Process.Pid)
 		}

@@ -294,7 +294,10 @@ func (v *View) setLink(l *Link) {
 func (v *View) set(s *Snapshot, content bool, alive time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	moved := content || s.Position() != v.snapshot.Position()
+	// The first word of a server is worth a write: until it is on disk, a
+	// restart would not know how old the policy is.
+	first := v.alive.IsZero() && !alive.IsZero()
+	moved := content || first || s.Position() != v.snapshot.Position()
 	v.snapshot = s
 	v.dirty = v.dirty || content
 	if !alive.IsZero() {
