@@ -306,6 +306,7 @@ type planner struct {
 	bundle      ca.Bundle
 	config      proxy.Config
 	made        bool
+	logged      []plan.Problem
 	leaves      []*ca.Leaf
 	passed      map[string]*os.File
 }
@@ -366,12 +367,14 @@ func (p *planner) build(ctx context.Context) {
 	if refused != "" && refused != h.planned.refused {
 		h.log.ErrorContext(ctx, "the newest plan is unusable; the one before stays in force", slog.String("cause", refused))
 	}
-	if !slices.Equal(problems, h.planned.problems) {
+	// Before a server spoke for the first time, all is missing: no news.
+	if _, told := h.view.Age(); told {
 		for _, one := range problems {
-			if !slices.Contains(h.planned.problems, one) {
+			if !slices.Contains(p.logged, one) {
 				h.log.WarnContext(ctx, "left out of the plan", slog.String("where", one.Where), slog.String("what", one.What))
 			}
 		}
+		p.logged = problems
 	}
 	h.planned.position, h.planned.problems, h.planned.refused = config.Position, problems, refused
 }

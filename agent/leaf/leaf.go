@@ -399,11 +399,16 @@ func (m *Manager) renew(ctx context.Context, client meshpb.MeshClient, id spiffe
 		m.entries[id] = &entry{leaf: l, renewAt: l.RenewAt(rand.Float64())} //nolint:gosec // spreads load, guards nothing
 		return
 	}
-	if e.err != status.Convert(err).Message() {
-		m.cfg.Log.WarnContext(ctx, "no new certificate; the old one stays in use to its end", slog.String("id", id.String()), slog.Any("error", err),
-			slog.Bool("have_old", e.leaf != nil))
-	}
 	reason, _ := meshpb.ReasonOf(err)
+	switch {
+	case e.err == status.Convert(err).Message():
+	case reason == meshpb.ReasonNotRegistered && e.leaf == nil:
+		// Registration is under way: it is asked for again when it is done.
+		m.cfg.Log.DebugContext(ctx, "no certificate before the service is registered", slog.String("id", id.String()))
+	default:
+		m.cfg.Log.WarnContext(ctx, "no new certificate; one that is there stays in use to its end", slog.String("id", id.String()),
+			slog.Any("error", err), slog.Bool("have_old", e.leaf != nil))
+	}
 	e.err, e.refused = status.Convert(err).Message(), reason == meshpb.ReasonNotPermitted
 	e.backoff = min(max(2*e.backoff, minBackoff), maxBackoff)
 	e.retryAt = time.Now().Add(e.backoff/2 + rand.N(e.backoff)) //nolint:gosec // spreads load, guards nothing
