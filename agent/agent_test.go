@@ -258,6 +258,7 @@ func (b *bench) proxy() (r *recorder, stop func()) {
 	r = &recorder{changed: make(chan struct{})}
 	c := feed.NewClient(feed.ClientConfig{
 		Socket: b.cfg.Proxy.Socket, Proxy: "p1", Version: "test", Log: slog.New(slog.DiscardHandler),
+		Cache: feed.NewDiskCache(filepath.Join(b.dir, "proxy")),
 	})
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error, 1)
@@ -499,6 +500,29 @@ func TestLeave(t *testing.T) {
 	if seen, _ := b.server.Seen(); seen.Left != 1 || len(seen.Registered) != 0 {
 		t.Errorf("the server saw %+v", seen)
 	}
+}
+
+// TestTakesOverFromAProxyAlone: a proxy that booted without an agent has opened
+// the sockets itself; the agent takes those, rather than wait for the ports.
+func TestTakesOverFromAProxyAlone(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.write("services.d/web.hcl", webDefinition(9, freePort(t)))
+	b.upstreamAPI()
+	stop := b.start()
+	r, stopProxy := b.proxy()
+	r.until(b, "the whole plan", full)
+	stopProxy()
+	stop()
+	r, stopProxy = b.proxy()
+	r.until(b, "the plan on disk", func(u feed.Update) bool { return u.Alone && full(u) })
+	b.start()
+	b.status("taken over", func(s agent.Status) bool {
+		return len(s.Listeners) == 2 && s.Listeners[0].Open && s.Listeners[1].Open
+	})
+	stopProxy()
+	r, _ = b.proxy()
+	r.until(b, "the sockets for the next proxy", full)
 }
 
 func TestHangupReloads(t *testing.T) {
