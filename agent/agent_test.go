@@ -284,8 +284,8 @@ func (b *bench) upstreamAPI() {
 	b.server.Put(view.Intentions(web), "x", []byte(`{"source":"*","destination":"web","action":"allow"}`))
 }
 
-func webDefinition(port, local uint16) string {
-	return fmt.Sprintf("service \"web\" {\n  port = %d\n  check \"beat\" { ttl = \"1h\" }\n  upstream \"api\" { local_port = %d }\n}\n", port, local)
+func webDefinition(local uint16) string {
+	return fmt.Sprintf("service \"web\" {\n  port = 9\n  check \"beat\" { ttl = \"1h\" }\n  upstream \"api\" { local_port = %d }\n}\n", local)
 }
 
 func full(u feed.Update) bool {
@@ -297,7 +297,7 @@ func TestFromTokenToPlan(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	local := freePort(t)
-	b.write("services.d/web.hcl", webDefinition(9, local))
+	b.write("services.d/web.hcl", webDefinition(local))
 	b.upstreamAPI()
 	stop := b.start()
 	r, stopProxy := b.proxy()
@@ -366,7 +366,7 @@ func TestUpstreamPortHeldByAnother(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	taken, port := occupy(t, "tcp", "127.0.0.1:0")
-	b.write("services.d/web.hcl", webDefinition(9, port))
+	b.write("services.d/web.hcl", webDefinition(port))
 	b.upstreamAPI()
 	b.start()
 	name := fmt.Sprintf("upstream/default/web/default/api/%d", port)
@@ -507,7 +507,7 @@ func TestLeave(t *testing.T) {
 func TestTakesOverFromAProxyAlone(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.write("services.d/web.hcl", webDefinition(9, freePort(t)))
+	b.write("services.d/web.hcl", webDefinition(freePort(t)))
 	b.upstreamAPI()
 	stop := b.start()
 	r, stopProxy := b.proxy()
@@ -554,7 +554,7 @@ func TestEndDeregistersNothing(t *testing.T) {
 func TestPlanFollows(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.write("services.d/web.hcl", webDefinition(9, freePort(t)))
+	b.write("services.d/web.hcl", webDefinition(freePort(t)))
 	b.upstreamAPI()
 	stop := b.start()
 	r, _ := b.proxy()
