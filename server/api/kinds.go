@@ -85,17 +85,6 @@ func nodes() collection {
 			}
 			return st
 		},
-		beforeRemove: func(tx *state.Tx, k string) error {
-			for i := range tx.Snapshot().InstancesOn(k) {
-				return &client.Error{
-					Code: client.CodeConflict, Message: fmt.Sprintf("node %s still runs %s", k, i.Service),
-					Next: "empty its services list (apply a node without services), which withdraws them, then delete it",
-				}
-			}
-			state.NodeStatuses.Delete(tx, k)
-			state.Leases.Delete(tx, k)
-			return nil
-		},
 	}
 }
 

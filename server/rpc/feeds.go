@@ -56,15 +56,25 @@ func newFeeds(trustDomain string, st *state.State, authority Authority, log *slo
 	}
 }
 
-// run follows the state until ctx ends.
-func (f *feeds) run(ctx context.Context) error {
+// position tells how far the sets have come, and with them what is dirty.
+func (f *feeds) position() catalog.Position {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.snapshot.Position()
+}
+
+// run follows the state until ctx ends, and calls moved after each change.
+func (f *feeds) run(ctx context.Context, moved func()) error {
 	tick := time.NewTicker(bundleInterval)
 	defer tick.Stop()
 	f.mu.Lock()
 	at := f.snapshot
 	f.mu.Unlock()
 	for {
-		at = f.advance(at)
+		if next := f.advance(at); next != at {
+			at = next
+			moved()
+		}
 		select {
 		case <-ctx.Done():
 			return nil

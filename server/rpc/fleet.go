@@ -143,6 +143,13 @@ func (f *fleet) applied(node string, a *meshpb.Applied) bool {
 	return true
 }
 
+// moved wakes those who wait for a rollout: the feeds have come further.
+func (f *fleet) moved() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wake()
+}
+
 // FleetChanged returns a channel that is closed at the next change of Nodes,
 // Proxies or Rollout. Take it before reading them.
 func (s *Server) FleetChanged() <-chan struct{} {
@@ -186,23 +193,29 @@ func (s *Server) Proxies() []Proxy {
 // Rollout counts, for each service, how many of the proxies that serve it run a
 // plan at least as new as position. For an intention ask for its destination and
 // its source; Callers tells the sources that a wildcard concerns.
+//
+// A proxy also counts as running it when its agent was told everything up to the
+// position and the proxy runs the newest of that: most changes are of no concern
+// to most nodes, and such a node is not sent anything.
 func (s *Server) Rollout(at catalog.Position, services []catalog.Name) []Rollout {
 	snapshot := s.state.Snapshot()
+	through := s.feeds.position()
 	s.fleet.mu.Lock()
 	defer s.fleet.mu.Unlock()
 	out := make([]Rollout, 0, len(services))
 	for _, service := range services {
 		r := Rollout{Service: service}
 		for node := range nodesOf(snapshot, service) {
-			s.fleet.count(&r, node, at)
+			s.fleet.count(&r, node, at, through)
 		}
 		out = append(out, r)
 	}
 	return out
 }
 
-// count adds the proxies of one node to r. mu is held.
-func (f *fleet) count(r *Rollout, node string, at catalog.Position) {
+// count adds the proxies of one node to r; through is how far the feeds have come.
+// mu is held.
+func (f *fleet) count(r *Rollout, node string, at, through catalog.Position) {
 	m, known := f.nodes[node]
 	if !known || len(m.proxies) == 0 {
 		r.Proxies++
@@ -215,7 +228,7 @@ func (f *fleet) count(r *Rollout, node string, at catalog.Position) {
 		r.Proxies++
 		r.Closed += p.Closed
 		switch {
-		case reached(p.Position, at):
+		case reached(p.Position, at), m.current(p, at, through):
 			r.Applied++
 		case p.Refused != "" && reached(p.RefusedPosition, at):
 			r.Refused++
@@ -224,6 +237,15 @@ func (f *fleet) count(r *Rollout, node string, at catalog.Position) {
 			r.Offline++
 		}
 	}
+}
+
+// current reports whether the proxy runs all that concerns it up to at.
+func (m *member) current(p Proxy, at, through catalog.Position) bool {
+	if m.stream == nil || !reached(through, at) {
+		return false
+	}
+	told, all := m.stream.settled()
+	return all && !told.IsZero() && reached(p.Position, told)
 }
 
 func reached(have, want catalog.Position) bool { return have == want || have.After(want) }

@@ -142,7 +142,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.feeds.run(ctx) })
+	group.Go(func() error { return s.feeds.run(ctx, s.fleet.moved) })
 	group.Go(func() error { return s.leases.run(ctx) })
 	group.Go(func() error { return s.prune(ctx) })
 	return group.Wait() //nolint:wrapcheck // the parts wrap their own

@@ -32,10 +32,14 @@ type stream struct {
 	// subs is guarded by feeds.mu.
 	subs map[topicKey]*subscription
 
-	mu     sync.Mutex
-	dirty  map[*subscription]struct{}
-	all    bool // every subscription, and whether the node is still admitted
-	alive  bool // a heartbeat wants its answer
+	mu    sync.Mutex
+	dirty map[*subscription]struct{}
+	all   bool // every subscription, and whether the node is still admitted
+	taken bool // what was dirty is being made into a batch
+	alive bool // a heartbeat wants its answer
+	// told is the position of the newest batch: nothing that this agent may see
+	// has changed since, unless something is dirty.
+	told   catalog.Position
 	reason error
 	ended  bool
 
@@ -106,8 +110,27 @@ func (st *stream) take() (dirty map[*subscription]struct{}, all, alive bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	dirty, all, alive = st.dirty, st.all, st.alive
-	st.dirty, st.all, st.alive = make(map[*subscription]struct{}), false, false
+	st.dirty, st.all, st.alive, st.taken = make(map[*subscription]struct{}), false, false, true
 	return dirty, all, alive
+}
+
+// made notes what became of what take returned: a batch at a position, or
+// nothing to send.
+func (st *stream) made(batch *meshpb.Batch, at catalog.Position) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.taken = false
+	if batch != nil {
+		st.told = at
+	}
+}
+
+// settled returns the position of the newest batch, and whether that was all
+// there was to tell.
+func (st *stream) settled() (told catalog.Position, all bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.told, !st.taken && !st.all && len(st.dirty) == 0
 }
 
 type topicKey struct{ kind, name, source string }
@@ -162,6 +185,7 @@ func (f *feeds) collect(st *stream) (batch *meshpb.Batch, at catalog.Position, a
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	dirty, all, alive := st.take()
+	defer func() { st.made(batch, at) }()
 	at = f.snapshot.Position()
 	if all {
 		// Not at f.snapshot: it may be older than the node itself.

@@ -373,12 +373,19 @@ func TestRollout(t *testing.T) {
 	b.reach(at)
 	names := []catalog.Name{{Namespace: "default", Name: "api"}, {Namespace: "default", Name: "web"}}
 	report := func(who *agent, applied, refusedAt catalog.Position, refused string, closed uint64) {
-		changed := c.rpc.FleetChanged()
 		who.send(&meshpb.SyncRequest{Message: &meshpb.SyncRequest_Applied{Applied: &meshpb.Applied{
 			Proxy: "main", Position: &meshpb.Position{Generation: applied.Generation, Revision: applied.Revision},
 			Refused: refused, RefusedPosition: &meshpb.Position{Generation: refusedAt.Generation, Revision: refusedAt.Revision}, Closed: closed,
 		}}})
-		<-changed
+		for {
+			changed := c.rpc.FleetChanged()
+			if slices.ContainsFunc(c.rpc.Proxies(), func(p rpc.Proxy) bool {
+				return p.Position == applied && p.RefusedPosition == refusedAt && p.Closed == closed
+			}) {
+				return
+			}
+			<-changed
+		}
 	}
 	check := func(name string, api, web rpc.Rollout) {
 		t.Helper()
@@ -400,6 +407,20 @@ func TestRollout(t *testing.T) {
 	check("one refused", rpc.Rollout{Proxies: 1, Refused: 1}, rpc.Rollout{Proxies: 1, Applied: 1, Closed: 3})
 	report(b, catalog.Position{Generation: "another", Revision: 1 << 40}, catalog.Position{}, "", 0)
 	check("another generation", rpc.Rollout{Proxies: 1}, rpc.Rollout{Proxies: 1, Applied: 1, Closed: 3})
+	// A change that concerns neither node is not sent to them, and yet both are
+	// as new as it.
+	before := at
+	at = c.intention("cron", "db", intentions.Allow)
+	for {
+		changed := c.rpc.FleetChanged()
+		if r := c.rpc.Rollout(at, names[1:]); r[0].Applied == 1 {
+			break
+		}
+		<-changed
+	}
+	if p := c.rpc.Proxies()[0].Position; p != before {
+		t.Errorf("the proxy of vm-a reported %v, nothing new was for it after %v", p, before)
+	}
 	if diff := cmp.Diff([]catalog.Name{names[1]}, c.rpc.Callers(names[0])); diff != "" {
 		t.Errorf("callers (-want +got):\n%s", diff)
 	}
