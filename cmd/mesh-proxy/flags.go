@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"time"
 )
 
@@ -72,21 +71,4 @@ func (c *config) check(rest []string) error {
 		return fmt.Errorf("--metrics %q: the host must be a loopback address such as 127.0.0.1: metrics are not authenticated", c.metrics)
 	}
 	return nil
-}
-
-// version is that of the module, or of the commit that the binary was built from.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		return v
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return "devel"
 }

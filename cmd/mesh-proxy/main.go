@@ -12,6 +12,9 @@ import (
 	"syscall"
 )
 
+// version is set by the build.
+var version = "devel" //nolint:gochecknoglobals // the linker sets it
+
 // Exit codes.
 const (
 	exitError = 1
@@ -29,7 +32,7 @@ func realMain() int {
 		fmt.Fprintln(os.Stderr, "mesh-proxy:", err)
 		return exitUsage
 	case cfg.version:
-		fmt.Println("mesh-proxy", version())
+		fmt.Println("mesh-proxy", version)
 		return 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

@@ -12,17 +12,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy/dataplane"
 	"github.com/meshd/meshd/proxy/feed"
 )
 
-// featureLevel is the newest of the cluster's feature levels that this proxy knows.
-const featureLevel = 1
-
 // run serves until ctx ends or the agent says so, then drains. giveUp is called when draining begins, so that a second signal
 // ends the process at once.
 func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
-	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.level}))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	plane, err := dataplane.New(dataplane.Config{Log: log, Registerer: registry}) //nolint:contextcheck // the record of a finished request has no context
@@ -30,7 +28,7 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 		return err
 	}
 	client := feed.NewClient(feed.ClientConfig{
-		Socket: cfg.feed, Proxy: cfg.id, Version: version(), FeatureLevel: featureLevel, Log: log,
+		Socket: cfg.feed, Proxy: cfg.id, Version: version, FeatureLevel: catalog.FeatureLevel, Log: log,
 		Cache: feed.NewDiskCache(cfg.state),
 	})
 	// What serves outlives ctx by the drain.

@@ -41,7 +41,7 @@ type link struct {
 	mu      sync.Mutex
 	cut     bool
 	drained bool
-	cluster string // outbound: of the route that was taken last
+	cluster string // outbound: of the route that was taken last; empty if it was refused
 	sides   [2]net.Conn
 	pumps   [2]*pump
 	http    *l7.Conn
@@ -61,10 +61,14 @@ func (p *Plane) newLink(side direction) *link {
 	return l
 }
 
-// lead takes note of where an outbound link goes.
+// lead takes note of where an outbound link goes. One that is refused anyway
+// leads nowhere: there is nothing of it to cut when policy is looked at again.
 func (l *link) lead(route *upstreamRoute) {
 	l.mu.Lock()
-	l.source, l.cluster = route.source, route.cluster.Name
+	l.source, l.cluster = route.source, ""
+	if route.cluster.Denied == "" {
+		l.cluster = route.cluster.Name
+	}
 	l.mu.Unlock()
 	l.destination = route.destination
 	l.edge = l.plane.metrics.edge(edgeKey{direction: outbound, source: route.source, destination: route.destination})

@@ -22,6 +22,16 @@ func TestDecoders(t *testing.T) {
 			bad:     "service \"web\" {\n  prot = 9002\n}\n",
 			problem: "snippet.hcl:2: prot",
 		},
+		docs.Server: {
+			good:    "trust_domain = \"mesh.example.com\"\n",
+			bad:     "trust_domain = \"mesh.example.com\"\nca { leaf_tl = \"24h\" }\n",
+			problem: "snippet.hcl:2: ca.leaf_tl",
+		},
+		docs.Agent: {
+			good:    "servers = [\"10.0.0.11\"]\n",
+			bad:     "servers = [\"10.0.0.11\"]\njoin {\n  tokenfile = \"/x\"\n}\n",
+			problem: "snippet.hcl:3: join.tokenfile",
+		},
 		docs.API: {
 			good:    `{"a": [1, null]}`,
 			bad:     `{"a": 1, "a": 2}`,

@@ -13,7 +13,9 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/meshd/meshd/agent"
 	"github.com/meshd/meshd/catalog/manifest"
+	"github.com/meshd/meshd/server"
 	"github.com/meshd/meshd/tests/docs"
 )
 
@@ -28,6 +30,14 @@ func decoders() map[docs.Schema]func(file string, src []byte) error {
 		docs.Services: func(file string, src []byte) error {
 			_, err := manifest.Definitions(file, src)
 			return err
+		},
+		docs.Server: func(file string, src []byte) error {
+			var c server.Config
+			return manifest.DecodeConfig(file, src, &c)
+		},
+		docs.Agent: func(file string, src []byte) error {
+			var c agent.Config
+			return manifest.DecodeConfig(file, src, &c)
 		},
 		docs.API: func(_ string, src []byte) error {
 			if v := jsontext.Value(src); !v.IsValid() {
