@@ -170,6 +170,7 @@ func (h *host) run(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return h.followHolders(ctx) })
 	g.Go(func() error { return h.followProxies(ctx) })
 	g.Go(func() error { return h.followServers(ctx) })
+	g.Go(func() error { return h.followRefusal(ctx) })
 	return h.followDefinitions(ctx)
 }
 
@@ -297,26 +298,13 @@ func (h *host) identify(ctx context.Context) error {
 		return err
 	}
 	if identity == nil {
-		identity, err = join.Join(ctx, join.Config{
-			Log: h.log, Dir: h.dir, TokenFile: h.cfg.Join.TokenFile, Node: h.cfg.NodeName, Servers: h.cfg.Servers,
-			Version: h.cfg.Version, FeatureLevel: catalog.FeatureLevel,
-		})
-		h.mu.Lock()
-		h.joinError = ""
-		if err != nil {
-			h.joinError = err.Error()
-		}
-		h.mu.Unlock()
-		if err != nil {
+		if identity, err = h.join(ctx); err != nil {
 			return err
 		}
 	}
-	if err := h.leaves.Adopt(identity.Leaf); err != nil {
+	if err := h.adopt(identity); err != nil {
 		return err
 	}
-	h.bundle.Store(&identity.Bundle)
-	h.identity.Store(identity)
-	h.followRoots()
 	ip, err := advertised(ctx, h.cfg.Advertise, h.servers())
 	if err != nil {
 		return fmt.Errorf("%w; set advertise", err)
@@ -327,8 +315,33 @@ func (h *host) identify(ctx context.Context) error {
 	return nil
 }
 
-// known returns the identity on disk, nil if there is none that is still good
-// or that a new token is there to replace.
+// join trades the join token for an identity.
+func (h *host) join(ctx context.Context) (*join.Identity, error) {
+	identity, err := join.Join(ctx, join.Config{
+		Log: h.log, Dir: h.dir, TokenFile: h.cfg.Join.TokenFile, Node: h.cfg.NodeName, Servers: h.cfg.Servers,
+		Version: h.cfg.Version, FeatureLevel: catalog.FeatureLevel,
+	})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.joinError = ""
+	if err != nil {
+		h.joinError = err.Error()
+	}
+	return identity, err
+}
+
+// adopt makes an identity the host's.
+func (h *host) adopt(identity *join.Identity) error {
+	if err := h.leaves.Adopt(identity.Leaf); err != nil {
+		return err
+	}
+	h.bundle.Store(&identity.Bundle)
+	h.identity.Store(identity)
+	h.followRoots()
+	return nil
+}
+
+// known returns the identity on disk, nil if there is none that is still good.
 func (h *host) known() (*join.Identity, error) {
 	identity, err := join.Load(h.dir)
 	switch {

@@ -87,6 +87,9 @@ type Status struct {
 	Position catalog.Position `json:"position"`
 	// Alive is when a server last said that we hold all there is; zero: never.
 	Alive time.Time `json:"alive,omitzero"`
+	// Refused is the servers' reason if they refuse this node, rather than being
+	// out of reach.
+	Refused meshpb.Reason `json:"refused,omitempty"`
 	// SaveError is why the newest view is not on disk.
 	SaveError string `json:"save_error,omitempty"`
 }
@@ -111,6 +114,7 @@ type View struct {
 	hangUp    context.CancelCauseFunc // ends the present stream
 	since     time.Time
 	failure   string
+	refused   meshpb.Reason
 	attempts  int
 	saveError string
 }
@@ -202,7 +206,7 @@ func (v *View) Status() Status {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s := Status{
-		Since: v.since, Error: v.failure, Attempts: v.attempts, Position: v.snapshot.Position(),
+		Since: v.since, Error: v.failure, Refused: v.refused, Attempts: v.attempts, Position: v.snapshot.Position(),
 		Alive: v.alive, SaveError: v.saveError,
 	}
 	if v.link != nil {
@@ -255,6 +259,7 @@ func (v *View) Run(ctx context.Context) error {
 func (v *View) failed(server string, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.refused, _ = meshpb.ReasonOf(err)
 	if s, ok := status.FromError(err); ok {
 		err = fmt.Errorf("%s: %s", s.Code(), s.Message())
 	}
@@ -284,7 +289,7 @@ func (v *View) setLink(l *Link) {
 	}
 	v.link = l
 	if l != nil {
-		v.failure, v.attempts = "", 0
+		v.failure, v.refused, v.attempts = "", "", 0
 	}
 	close(v.linkNew)
 	v.linkNew = make(chan struct{})

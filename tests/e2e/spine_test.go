@@ -466,3 +466,29 @@ func TestProxyDrainsOnSIGTERM(t *testing.T) {
 		t.Errorf("mesh-proxy: %v", s.api.proxy.err)
 	}
 }
+
+// TestNodeIsEvictedAndComesBack: a deleted node is refused at once, and a new
+// token is all that it takes to come back.
+func TestNodeIsEvictedAndComesBack(t *testing.T) {
+	t.Parallel()
+	s := newSpine(t)
+	s.allowed()
+	s.meshctl(0, "delete", "node", "vm-b")
+	eventually(t, 5*time.Second, "the instances of vm-b are gone", func() string {
+		if r := s.meshctl(0, "get", "instances", "-o", "csv"); strings.Contains(r.stdout, "vm-b") {
+			return r.stdout
+		}
+		return ""
+	})
+	s.web.answers(5*time.Second, "503", hello)
+	eventually(t, 10*time.Second, "its agent says why", func() string {
+		r := s.api.checkLocal()
+		if r.code == 3 && strings.Contains(r.stdout, "token") {
+			return ""
+		}
+		return fmt.Sprintf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+	})
+	s.api.write(s.token("vm-b", "api,echo"), 0o600, "join.token")
+	took := s.web.answers(15*time.Second, "200", hello)
+	t.Logf("back %s after the token", took.Round(time.Millisecond))
+}
