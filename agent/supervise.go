@@ -33,7 +33,7 @@ func supervise(ctx context.Context, cfg Proxy, log *slog.Logger) error {
 	restart := minRestart
 	for {
 		begun := time.Now()
-		err := runProxy(ctx, binary, cfg)
+		err := runProxy(ctx, binary, cfg, levelOf(ctx, log))
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it was told to end
 		}
@@ -71,14 +71,24 @@ func proxyBinary(configured string) (string, error) {
 	return found, nil
 }
 
+// levelOf is the level from which a logger passes messages on.
+func levelOf(ctx context.Context, log *slog.Logger) slog.Level {
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn} {
+		if log.Enabled(ctx, level) {
+			return level
+		}
+	}
+	return slog.LevelError
+}
+
 // runProxy runs one process until it or ctx ends. It has a process group of its
 // own, so that a terminal's Ctrl-C reaches the agent first, and is told to end
 // should the agent die.
-func runProxy(ctx context.Context, binary string, cfg Proxy) error {
+func runProxy(ctx context.Context, binary string, cfg Proxy, level slog.Level) error {
 	// The kernel sends Pdeathsig when the thread ends that started the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	args := []string{"--feed", cfg.Socket, "--id", cfg.ID, "--state", cfg.StateDir, "--metrics", cfg.Metrics, "--drain-timeout", superviseDrain.String()}
+	args := []string{"--feed", cfg.Socket, "--id", cfg.ID, "--state", cfg.StateDir, "--metrics", cfg.Metrics, "--drain-timeout", superviseDrain.String(), "--log-level", level.String()}
 	cmd := exec.CommandContext(ctx, binary, args...) //nolint:gosec // the operator's own program
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
