@@ -17,7 +17,7 @@ var meshProxy string //nolint:gochecknoglobals // set once, by TestMain
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(run(m))
+	os.Exit(run(m)) //nolint:forbidigo // this is main
 }
 
 func run(m *testing.M) int {

@@ -74,6 +74,9 @@ func Start(path string, args []string, o Options) (*Process, error) {
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name, err)
 	}
+	if err := unblock(o.Files); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", p.name, err), p.cmd.Process.Kill())
+	}
 	var reading sync.WaitGroup
 	reading.Go(func() { p.read(stdout, o.Stdout) })
 	reading.Go(func() { p.read(stderr, o.Stderr) })
@@ -83,6 +86,24 @@ func Start(path string, args []string, o Options) (*Process, error) {
 		close(p.done)
 	}()
 	return p, nil
+}
+
+// unblock undoes what passing a file does: it makes it blocking, for the child
+// too, and nginx trusts what it is given: a worker that loses the race for a
+// connection would wait in accept.
+func unblock(files []*os.File) error {
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var failed error
+		err = raw.Control(func(fd uintptr) { failed = syscall.SetNonblock(int(fd), true) })
+		if err := errors.Join(err, failed); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *Process) read(from io.Reader, to func(string)) {

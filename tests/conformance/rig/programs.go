@@ -23,13 +23,14 @@ func StartNginx(dir, main, http string, sockets []*os.File, logged func(string))
 	if os.Geteuid() == 0 {
 		main = "user root;\n" + main // else workers are nobody, who may not enter dir
 	}
-	conf := fmt.Sprintf("daemon off;\npid %[1]s/pid;\nerror_log stderr crit;\n%[2]s\nhttp {\n", dir, main)
+	var conf strings.Builder
+	fmt.Fprintf(&conf, "daemon off;\npid %[1]s/pid;\nerror_log stderr crit;\n%[2]s\nhttp {\n", dir, main)
 	for _, temp := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		conf += fmt.Sprintf("  %s_temp_path %s/%s;\n", temp, dir, temp)
+		fmt.Fprintf(&conf, "  %s_temp_path %s/%s;\n", temp, dir, temp)
 	}
-	conf += http + "}\n"
+	conf.WriteString(http + "}\n")
 	file := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(conf.String()), 0o600); err != nil {
 		return nil, fmt.Errorf("start nginx: %w", err)
 	}
 	// NGINX names inherited sockets: how nginx hands them to its own next
