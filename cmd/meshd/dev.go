@@ -55,7 +55,7 @@ services folder; what they may do is up to you.`,
 	f.StringVar(&d.data, "data", "", "folder for all state; a temporary one, deleted at the end, if not given")
 	f.StringVar(&d.services, "services", "", "folder of service definitions; services.d in the data folder if not given")
 	f.BoolVar(&d.demo, "demo", false, "add two small applications and show what passes between them")
-	f.StringVar(&d.level, "log-level", "warn", "debug, info, warn or error")
+	f.StringVar(&d.level, "log-level", "error", "debug, info, warn or error")
 	return c
 }
 

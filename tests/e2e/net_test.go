@@ -211,6 +211,7 @@ func (p *process) kill(sig syscall.Signal) {
 	_ = p.cmd.Process.Signal(sig)
 	if sig == syscall.SIGKILL {
 		<-p.done
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // its workers, such as nginx's
 	}
 }
 

@@ -88,8 +88,8 @@ func serveEcho(l net.Listener) {
 // allowed waits until api and echo are open to web.
 func (s *spine) allowed() {
 	s.t.Helper()
-	s.meshctl(0, "intention", "allow", "web", "api")
-	s.meshctl(0, "intention", "allow", "web", "echo")
+	s.meshctl(0, "intention", "allow", "web", "api", "--wait")
+	s.meshctl(0, "intention", "allow", "web", "echo", "--wait")
 	s.web.answers(15*time.Second, "200", "http://127.0.0.1:9191/hello")
 }
 
