@@ -50,9 +50,9 @@ func (h *host) followRefusal(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			h.log.Error("joining anew failed", slog.Any("error", err))
+			h.log.ErrorContext(ctx, "joining anew failed", slog.Any("error", err))
 		default:
-			h.log.Info("joined anew, because the servers no longer accepted the old identity", slog.String("node", h.cfg.NodeName))
+			h.log.InfoContext(ctx, "joined anew, because the servers no longer accepted the old identity", slog.String("node", h.cfg.NodeName))
 			h.view.Reconnect()
 			h.leaves.Retry()
 		}

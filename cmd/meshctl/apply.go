@@ -161,7 +161,7 @@ func (a *app) read(file string) (name string, data []byte, err error) {
 		data, err = io.ReadAll(io.LimitReader(a.in, manifest.MaxSize+1))
 		return "stdin.yaml", data, err
 	}
-	data, err = os.ReadFile(file)
+	data, err = os.ReadFile(file) //nolint:gosec // the user names it
 	return file, data, err
 }
 

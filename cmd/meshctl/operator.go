@@ -70,7 +70,7 @@ func (a *app) restoreSnapshot(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the user names it
 	if err != nil {
 		return usage("%v", err)
 	}

@@ -52,7 +52,7 @@ func writeDemo(servicesDir string) error {
 }
 
 func (d *demo) say(format string, args ...any) {
-	fmt.Fprintf(d.out, time.Now().Format("15:04:05  ")+format+"\n", args...)
+	_, _ = fmt.Fprintf(d.out, time.Now().Format("15:04:05  ")+format+"\n", args...)
 }
 
 // run serves api, and lets web call it once a second, until ctx ends. After
@@ -71,7 +71,7 @@ func (d *demo) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			err := server.Close()
-			<-served
+			<-served //nolint:errcheck // it says that the server is closed, as was just done
 			return err
 		case err := <-served:
 			return fmt.Errorf("the demo's api: %w", err)
@@ -90,7 +90,8 @@ func (d *demo) run(ctx context.Context) error {
 
 // answer is the whole of the demo's api: it says who called.
 func answer(w http.ResponseWriter, r *http.Request) {
-	fmt.Fprintf(w, "api was called by %s\n", r.Header.Get("X-Forwarded-Client-Cert"))
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = fmt.Fprintf(w, "api was called by %s\n", r.Header.Get("X-Forwarded-Client-Cert")) //nolint:gosec // plain text, for a terminal
 }
 
 // call is what the demo's web does; it reports whether policy refused it.

@@ -129,7 +129,7 @@ func socketPath() (string, error) {
 	} else if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
 		dir = filepath.Join(run, "meshd")
 	}
-	if err := os.MkdirAll(dir, mode); err != nil {
+	if err := os.MkdirAll(dir, mode); err != nil { //nolint:gosec // TMPDIR and XDG_RUNTIME_DIR are the user's own
 		return "", err
 	}
 	path := filepath.Join(dir, "server.sock")
@@ -197,7 +197,7 @@ func (d *dev) join(ctx context.Context, address string) error {
 			StateDir: filepath.Join(d.data, "proxy"), Metrics: fmt.Sprintf("127.0.0.1:%d", metrics),
 		},
 	}
-	fmt.Fprintf(d.out, "A mesh of one host is up: server %s, mesh port 127.0.0.1:%d, metrics http://127.0.0.1:%d/metrics.\n"+
+	_, _ = fmt.Fprintf(d.out, "A mesh of one host is up: server %s, mesh port 127.0.0.1:%d, metrics http://127.0.0.1:%d/metrics.\n"+
 		"Services are defined in %s. In another terminal, try:\n"+
 		"  meshctl services · meshctl intention list · meshctl explain web api · meshctl check\nCtrl-C ends it.\n\n", address, mesh, metrics, d.services)
 	g, ctx := errgroup.WithContext(ctx)

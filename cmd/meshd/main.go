@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string) int {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(serverCommand(), agentCommand(), devCommand())
+	root.AddCommand(serverCommand(), agentCommand(), devCommand()) //nolint:contextcheck // each command gets ctx from ExecuteContext below
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

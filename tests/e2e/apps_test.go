@@ -31,16 +31,15 @@ http {
 `
 
 // nginx runs a real nginx on the host, which tells what it was asked.
-func (h *host) nginx(port int, instance string) *process {
+func (h *host) nginx(port int, instance string) {
 	h.t.Helper()
 	path, err := exec.LookPath("nginx")
 	if err != nil {
 		path = "/usr/sbin/nginx"
 	}
 	conf := h.write(fmt.Sprintf(nginxConfig, h.dir, "127.0.0.1", port, instance), 0o644, fmt.Sprintf("nginx-%d.conf", port))
-	p := h.start(fmt.Sprintf("nginx-%d", port), path, "-c", conf, "-p", h.dir, "-e", h.path("nginx.error.log"))
+	h.start(fmt.Sprintf("nginx-%d", port), path, "-c", conf, "-p", h.dir, "-e", h.path("nginx.error.log"))
 	h.answers(5*time.Second, "200", fmt.Sprintf("http://127.0.0.1:%d/", port))
-	return p
 }
 
 // capture records all frames on the bridge until stop is called, and returns
