@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/catalog"
-	"github.com/meshd/meshd/catalog/manifest"
 )
 
 // Defaults of Config.
@@ -87,20 +86,6 @@ type Proxy struct {
 	StateDir string `json:"state_dir,omitempty"`
 	// Metrics is the loopback address of its metrics.
 	Metrics string `json:"metrics,omitempty"`
-}
-
-// ReadConfig reads a file of configuration, HCL, YAML or JSON by its ending,
-// and validates it. Errors tell file, line and field.
-func ReadConfig(path string) (Config, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // the operator's own path
-	if err != nil {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
-	}
-	var c Config
-	if err := manifest.DecodeConfig(path, data, &c); err != nil {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
-	}
-	return c, nil
 }
 
 // WithDefaults returns a copy in which every default is written out, but for

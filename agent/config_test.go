@@ -1,8 +1,6 @@
 package agent_test
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -10,11 +8,11 @@ import (
 
 	"github.com/meshd/meshd/agent"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/catalog/manifest"
 )
 
-func TestReadConfig(t *testing.T) {
+func TestConfigFile(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "agent.hcl")
 	text := `
 servers   = ["10.0.0.11", "10.0.0.12:7999", "fd00::1"]
 node_name = "vm-017"
@@ -27,11 +25,8 @@ proxy {
   supervise = true
 }
 `
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	got, err := agent.ReadConfig(file)
-	if err != nil {
+	var got agent.Config
+	if err := manifest.DecodeConfig("agent.hcl", []byte(text), &got); err != nil {
 		t.Fatal(err)
 	}
 	want := agent.Config{

@@ -16,7 +16,6 @@ import (
 	"github.com/meshd/meshd/ca/builtin"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
-	"github.com/meshd/meshd/catalog/manifest"
 )
 
 // Defaults of Config.
@@ -75,20 +74,6 @@ type CA struct {
 
 func (c CA) builtin() builtin.Config {
 	return builtin.Config{LeafTTL: c.LeafTTL.Std(), NodeTTL: c.NodeTTL.Std()}
-}
-
-// ReadConfig reads a file of configuration, HCL, YAML or JSON by its ending, and
-// validates it. Errors tell file, line and field.
-func ReadConfig(path string) (Config, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // the operator's own path
-	if err != nil {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
-	}
-	var c Config
-	if err := manifest.DecodeConfig(path, data, &c); err != nil {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
-	}
-	return c, nil
 }
 
 // Validate reports every problem as catalog.FieldErrors. It does no I/O.

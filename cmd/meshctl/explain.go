@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -49,10 +50,23 @@ func (q *question) request(a *app, args []string) (client.AccessRequest, error) 
 }
 
 func (a *app) explainCommand() *cobra.Command {
+	c := a.questionCommand("explain", "say what would become of a request, and why; exit 3 if it would not arrive",
+		func(ctx context.Context, api *client.Client, req client.AccessRequest) error {
+			e, err := api.Explain(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.showExplanation(e)
+		})
+	c.Example = "  meshctl explain web api POST /v1/jobs"
+	return c
+}
+
+// questionCommand is a command about a request that might be made.
+func (a *app) questionCommand(name, short string, ask func(context.Context, *client.Client, client.AccessRequest) error) *cobra.Command {
 	var q question
 	c := &cobra.Command{
-		Use: "explain SRC DST [METHOD PATH]", Short: "say what would become of a request, and why; exit 3 if it would not arrive", Args: q.args,
-		Example: "  meshctl explain web api POST /v1/jobs",
+		Use: name + " SRC DST [METHOD PATH]", Short: short, Args: q.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := q.request(a, args)
 			if err != nil {
@@ -62,11 +76,7 @@ func (a *app) explainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			e, err := api.Explain(cmd.Context(), req)
-			if err != nil {
-				return err
-			}
-			return a.showExplanation(e)
+			return ask(cmd.Context(), api, req)
 		},
 	}
 	q.flags(c)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -254,27 +255,14 @@ func (a *app) deleteIntention() *cobra.Command {
 }
 
 func (a *app) checkIntention() *cobra.Command {
-	var q question
-	c := &cobra.Command{
-		Use: "check SRC DST [METHOD PATH]", Short: "decide a request as a proxy would; exit 3 if denied", Args: q.args,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := q.request(a, args)
-			if err != nil {
-				return err
-			}
-			api, err := a.client()
-			if err != nil {
-				return err
-			}
-			access, err := api.Check(cmd.Context(), req)
+	return a.questionCommand("check", "decide a request as a proxy would; exit 3 if denied",
+		func(ctx context.Context, api *client.Client, req client.AccessRequest) error {
+			access, err := api.Check(ctx, req)
 			if err != nil {
 				return err
 			}
 			return a.showAccess(access)
-		},
-	}
-	q.flags(c)
-	return c
+		})
 }
 
 func (a *app) showAccess(access client.Access) error {

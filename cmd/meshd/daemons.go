@@ -11,26 +11,80 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshd/meshd/agent"
+	"github.com/meshd/meshd/catalog/manifest"
 	"github.com/meshd/meshd/server"
 )
 
-// daemon is what server and agent have in common: a file, a check of it, a
-// log, a Run.
-type daemon struct {
-	config string
-	check  bool
-	level  string
+func serverCommand() *cobra.Command {
+	return daemonCommand("server", "run a server: catalog, intentions and CA", "/etc/meshd/server.hcl",
+		func(ctx context.Context, config server.Config, log *slog.Logger) error {
+			config.Version = version
+			s, err := server.New(config, log)
+			if err != nil {
+				return err
+			}
+			return s.Run(ctx)
+		})
 }
 
-func (d *daemon) flags(c *cobra.Command, file string) {
+func agentCommand() *cobra.Command {
+	return daemonCommand("agent", "run the agent of this host", "/etc/meshd/agent.hcl", runAgent)
+}
+
+func runAgent(ctx context.Context, config agent.Config, log *slog.Logger) error {
+	config.Version = version
+	a, err := agent.New(config, log)
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// daemonCommand is what server and agent have in common: a configuration file,
+// a check of it, a log, and running to the end.
+func daemonCommand[C any](use, short, file string, run func(context.Context, C, *slog.Logger) error) *cobra.Command {
+	var path, level string
+	var check bool
+	c := &cobra.Command{
+		Use: use, Short: short, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := newLogger(level)
+			if err != nil {
+				return err
+			}
+			var config C
+			if err := readConfig(path, &config); err != nil {
+				return err
+			}
+			if check {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), path+" is valid")
+				return err
+			}
+			return run(cmd.Context(), config, log)
+		},
+	}
 	f := c.Flags()
-	f.StringVar(&d.config, "config", file, "configuration file (.hcl, .yaml or .json)")
-	f.BoolVar(&d.check, "check-config", false, "check the configuration file and exit")
-	f.StringVar(&d.level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&path, "config", file, "configuration file (.hcl, .yaml or .json)")
+	f.BoolVar(&check, "check-config", false, "check the configuration file and exit")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	_ = c.MarkFlagFilename("config", "hcl", "yaml", "json") // the flag was just defined
+	return c
 }
 
-func (d *daemon) logger() (*slog.Logger, error) { return newLogger(d.level) }
+// readConfig reads a configuration file, which must be valid.
+func readConfig(path string, into any) error {
+	data, err := os.ReadFile(path) //nolint:gosec // the operator names it
+	if errors.Is(err, fs.ErrNotExist) {
+		return usageError{fmt.Errorf("read the configuration: %w; name another file with --config", err)}
+	}
+	if err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	if err := manifest.DecodeConfig(path, data, into); err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	return nil
+}
 
 func newLogger(level string) (*slog.Logger, error) {
 	var l slog.Level
@@ -40,76 +94,9 @@ func newLogger(level string) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
-// load reads the file and, with --check-config, says that it is good.
-func load[C any](d *daemon, c *cobra.Command, read func(string) (C, error)) (config C, done bool, err error) {
-	config, err = read(d.config)
-	if errors.Is(err, fs.ErrNotExist) {
-		return config, false, usageError{fmt.Errorf("%w; name another file with --config", err)}
-	}
-	if err != nil || !d.check {
-		return config, false, err
-	}
-	_, err = fmt.Fprintln(c.OutOrStdout(), d.config+" is valid")
-	return config, true, err
-}
-
 func noArgs(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("%s takes no arguments, got %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
+		return usageError{fmt.Errorf("%s takes no arguments, got %q; see %s --help", c.Name(), args[0], c.CommandPath())}
 	}
 	return nil
-}
-
-func serverCommand() *cobra.Command {
-	var d daemon
-	c := &cobra.Command{
-		Use: "server", Short: "run a server: catalog, intentions and CA", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, done, err := load(&d, cmd, server.ReadConfig)
-			if err != nil || done {
-				return err
-			}
-			config.Version = version
-			log, err := d.logger()
-			if err != nil {
-				return err
-			}
-			s, err := server.New(config, log)
-			if err != nil {
-				return err
-			}
-			return s.Run(cmd.Context())
-		},
-	}
-	d.flags(c, "/etc/meshd/server.hcl")
-	return c
-}
-
-func agentCommand() *cobra.Command {
-	var d daemon
-	c := &cobra.Command{
-		Use: "agent", Short: "run the agent of this host", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, done, err := load(&d, cmd, agent.ReadConfig)
-			if err != nil || done {
-				return err
-			}
-			config.Version = version
-			log, err := d.logger()
-			if err != nil {
-				return err
-			}
-			return runAgent(cmd.Context(), config, log)
-		},
-	}
-	d.flags(c, "/etc/meshd/agent.hcl")
-	return c
-}
-
-func runAgent(ctx context.Context, config agent.Config, log *slog.Logger) error {
-	a, err := agent.New(config, log)
-	if err != nil {
-		return err
-	}
-	return a.Run(ctx)
 }
