@@ -95,6 +95,9 @@ func (h egress) Handle(ex *l7.Exchange) l7.Response {
 	if route.cluster.Denied != "" {
 		return l.attempt.fail(ex, &l7.Error{Reason: l7.Denied, Detail: route.cluster.Denied})
 	}
+	if l.cluster != route.cluster.Name { // it was refused until now
+		l.lead(route)
+	}
 	return l.attempt.remote(ex, route)
 }
 

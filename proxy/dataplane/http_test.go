@@ -325,6 +325,49 @@ func TestDenyCutsIdleKeepAlive(t *testing.T) {
 	}
 }
 
+// One connection that is refused, then allowed, then refused again: the first refusal leaves it alone, the last one cuts it.
+func TestKeepAliveThroughRefusals(t *testing.T) {
+	app := serveHTTP(t, func(http.ResponseWriter, *http.Request) {})
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+	endpoints := m.a.plan.Clusters[0].Endpoints
+	deny := func() dataplane.Applied {
+		m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "denied", nil
+		return m.a.apply()
+	}
+	deny()
+	c := dial(t, m.upstream)
+	br := bufio.NewReader(c)
+	ask := func(want int) {
+		t.Helper()
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		if res.StatusCode != want {
+			t.Fatalf("status %d, want %d", res.StatusCode, want)
+		}
+	}
+	ask(http.StatusForbidden)
+	if got := deny(); got.Closed != 0 {
+		t.Errorf("%d connections were cut for what had been refused anyway", got.Closed)
+	}
+	ask(http.StatusForbidden)
+	m.a.plan.Clusters[0].Denied, m.a.plan.Clusters[0].Endpoints = "", endpoints
+	m.a.apply()
+	ask(http.StatusOK)
+	if got := deny(); got.Closed != 1 {
+		t.Errorf("%d connections were cut, want 1", got.Closed)
+	}
+	if _, err := br.ReadByte(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection is still there: %v", err)
+	}
+}
+
 // A thousand requests while both plans change all the time.
 func TestPlanChangesLoseNoRequest(t *testing.T) {
 	var served atomic.Int64
