@@ -31,7 +31,7 @@ type report struct {
 type machine struct {
 	cpu, kernel, date string
 	cpus              int
-	versions          [][2]string // program, version
+	versions          []string
 }
 
 // describe asks every program for its version.
@@ -46,10 +46,8 @@ func describe(ctx context.Context, f *field) machine {
 		}
 	}
 	m.kernel = firstLine(ctx, "uname", "-sr")
-	m.versions = [][2]string{
-		{"mesh-proxy", firstLine(ctx, f.proxy, "--version") + ", " + runtime.Version()},
-		{"HAProxy", firstLine(ctx, "haproxy", "-v")},
-		{"nginx", firstLine(ctx, "nginx", "-v")},
+	m.versions = []string{
+		firstLine(ctx, f.proxy, "--version") + ", " + runtime.Version(), firstLine(ctx, "haproxy", "-v"), firstLine(ctx, "nginx", "-v"),
 	}
 	return m
 }
@@ -72,6 +70,7 @@ func firstLine(ctx context.Context, name string, args ...string) string {
 type row struct {
 	key
 	cpu      time.Duration // of all processes, per request
+	low, top time.Duration // of cpu, over the rounds
 	each     []time.Duration
 	private  []uint64
 	rps      float64
@@ -85,13 +84,11 @@ func (r *report) row(c contender, s size) row {
 		key: k, rps: median(samples, func(s sample) float64 { return s.rps }),
 		p50: median(samples, func(s sample) time.Duration { return s.p50 }),
 		p99: median(samples, func(s sample) time.Duration { return s.p99 }),
-		cpu: median(samples, func(s sample) time.Duration {
-			var sum time.Duration
-			for _, c := range s.cost {
-				sum += c.CPU
-			}
-			return sum
-		}),
+		cpu: median(samples, sample.cpu),
+	}
+	out.low, out.top = samples[0].cpu(), samples[0].cpu()
+	for _, s := range samples {
+		out.low, out.top = min(out.low, s.cpu()), max(out.top, s.cpu())
 	}
 	for i := range c.processes {
 		out.each = append(out.each, median(samples, func(s sample) time.Duration { return s.cost[i].CPU }))
@@ -109,6 +106,15 @@ func median[T cmp.Ordered](samples []sample, of func(sample) T) T {
 	return values[len(values)/2]
 }
 
+// cpu is of all processes, per request.
+func (s sample) cpu() time.Duration {
+	var sum time.Duration
+	for _, c := range s.cost {
+		sum += c.CPU
+	}
+	return sum
+}
+
 // cells are a row's columns.
 func (r row) cells() []string {
 	each, private := []string{}, []string{}
@@ -117,7 +123,7 @@ func (r row) cells() []string {
 		private = append(private, fmt.Sprintf("%.1f", float64(r.private[i])/(1<<20)))
 	}
 	return []string{
-		r.contender, r.size, micros(r.cpu), strings.Join(each, " + "), fmt.Sprintf("%.0f", r.rps),
+		r.contender, r.size, micros(r.cpu), micros(r.low) + " to " + micros(r.top), strings.Join(each, " + "), fmt.Sprintf("%.0f", r.rps),
 		fmt.Sprintf("%.2f", r.p50.Seconds()*1000), fmt.Sprintf("%.2f", r.p99.Seconds()*1000), strings.Join(private, " + "),
 	}
 }
@@ -125,13 +131,13 @@ func (r row) cells() []string {
 func micros(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Microsecond)) }
 
 func columns() []string {
-	return []string{"proxy", "response", "CPU µs/request", "near + far", "requests/s", "p50 ms", "p99 ms", "private MiB"}
+	return []string{"proxy", "response", "CPU µs/request", "of rounds", "near + far", "requests/s", "p50 ms", "p99 ms", "private MiB"}
 }
 
 // notes say how to read the figures.
 func notes() []string {
 	return []string{
-		"CPU is user and system time of the proxy processes, children included, over the measurement, divided by the requests answered in it. The load generator and the backend are not in it, but share the machine: requests per second and latencies depend on how much is left for them, CPU per request hardly does.",
+		"CPU is user and system time of the proxy processes, children included, over the measurement, divided by the requests answered in it. The load generator and the backend are not in it, but share the machine: requests per second and latencies depend on how much is left for them. CPU per request depends on it less, but caches and turbo are shared too: the lowest and the highest of the rounds stand beside the median, and differences within that range mean nothing.",
 		"One plain hop: mesh-proxy has none. Whatever leaves it for the mesh is mutual TLS, and a plan cannot say otherwise. What can be compared is its HTTP engine: \"proxy/l7 alone\" is a small program that serves and forwards with it between two plain sockets, without identity, policy, metrics or balancing.",
 		"Two hops: client, plain, near proxy, mutual TLS 1.3 with " + cipherSuite + " and P-256 certificates, far proxy, plain, backend. \"near + far\" tells the halves apart: near has a plain client side and a TLS upstream side, far the reverse. mesh-proxy also decides each request by an intention with two HTTP rules, sets the caller's identity, balances, and counts; HAProxy and nginx do none of it, and write no log.",
 		"All proxies may use every CPU, keep connections on both sides, and run side by side; those that are not measured are idle. Handshakes are not measured: connections are kept.",
@@ -175,7 +181,7 @@ func (r *report) text(w io.Writer, f *field) error {
 	}
 	fmt.Fprintf(out, "\n%d × %s, %s\n", r.machine.cpus, r.machine.cpu, r.machine.kernel)
 	for _, v := range r.machine.versions {
-		fmt.Fprintf(out, "%s: %s\n", v[0], v[1])
+		fmt.Fprintln(out, v)
 	}
 	if r.options.verbose {
 		for _, c := range f.configs {
@@ -197,9 +203,9 @@ func (r *report) page(w io.Writer, f *field) error {
 	out := &bytes.Buffer{}
 	fmt.Fprintf(out, "# Benchmarks\n\nMeasured on %s by `make bench`, which measures your machine:\nfigures of different machines, or of different runs, say little about each\nother. %s\n",
 		r.machine.date, r.setting())
-	fmt.Fprintf(out, "\n%d × %s, %s.\n", r.machine.cpus, r.machine.cpu, r.machine.kernel)
+	fmt.Fprintf(out, "\n- %d × %s, %s\n", r.machine.cpus, r.machine.cpu, r.machine.kernel)
 	for _, v := range r.machine.versions {
-		fmt.Fprintf(out, "%s: %s.\n", v[0], v[1])
+		fmt.Fprintf(out, "- %s\n", v)
 	}
 	for _, scenario := range []string{plain, mutual} {
 		fmt.Fprintf(out, "\n## %s\n\n", title(scenario))

@@ -205,20 +205,21 @@ func (s *stand) send(d door, raw string, half bool) ([]response, error) {
 	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
 		return nil, err
 	}
-	written := make(chan error, 1)
+	written := make(chan struct{})
 	go func() {
+		defer close(written)
+		// What could not be sent shows in what comes back.
 		_, err := io.WriteString(nc, raw)
 		if closer, ok := nc.(interface{ CloseWrite() error }); err == nil && half && ok {
-			err = closer.CloseWrite()
+			_ = closer.CloseWrite()
 		}
-		written <- err
 	}()
 	responses, err := readResponses(bufio.NewReader(nc))
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	_ = nc.Close() // ends a write that nobody reads any more
-	_ = <-written  // the responses tell
+	<-written
 	return responses, err
 }
 
