@@ -23,9 +23,9 @@ type Config struct {
 type Limits struct {
 	// Connections is how many may be open per listener; 8,000. One more is reset at once.
 	Connections int
-	// Handshakes is how many may run at a time; 512. Others wait for their turn within HandshakeTimeout.
+	// Handshakes is how many may compute at a time; 512. Those that wait for their peer do not count.
 	Handshakes int
-	// HandshakeTimeout is for a TLS handshake of either side, waiting for its turn included; 5 s.
+	// HandshakeTimeout is for a TLS handshake of either side; 5 s.
 	HandshakeTimeout time.Duration
 	// ConnectTimeout is for a TCP connection to an endpoint or to a local application; 1 s.
 	ConnectTimeout time.Duration

@@ -67,14 +67,10 @@ func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
 func (p *Plane) handshake(ctx context.Context, nc *net.TCPConn) (*tls.Conn, spiffe.ID, *snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
 	defer cancel()
-	select {
-	case p.handshakes <- struct{}{}:
-		defer func() { <-p.handshakes }()
-	case <-ctx.Done():
-		return nil, spiffe.ID{}, nil, ctx.Err()
-	}
 	s := p.current()
-	conn := tls.Server(nc, p.serverTLS)
+	turn := &turnstile{TCPConn: nc, slots: p.handshakes}
+	defer turn.end()
+	conn := tls.Server(turn, p.serverTLS)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, spiffe.ID{}, nil, err
 	}

@@ -297,3 +297,26 @@ func (s *stand) memory(t *testing.T) [2]uint64 {
 	}
 	return out
 }
+
+// TestSilentCrowd holds that peers who open connections and say nothing do not
+// keep others out.
+func TestSilentCrowd(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, "go", golang)
+	const crowd = 600
+	for range crowd {
+		nc, err := net.DialTimeout("tcp", s.pair.Mesh, patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = nc.Close() }) // the proxy may have
+	}
+	began := time.Now()
+	got, err := s.send(mesh, "GET /ok/x HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n", false)
+	if err != nil || len(got) != 1 || got[0].status != 200 {
+		t.Errorf("behind %d silent peers a good one got %+v, %v", crowd, got, err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("behind %d silent peers a good one waited %s", crowd, took)
+	}
+}
