@@ -69,10 +69,8 @@ func (a *app) applyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req := client.ApplyRequest{DryRun: dry}
-			for _, d := range docs {
-				req.Resources = append(req.Resources, client.Resource{Kind: client.Kind(d.Kind), Spec: d.JSON})
-			}
+			req := applyRequest(docs)
+			req.DryRun = dry
 			before := w.before(cmd.Context(), api, docNames(docs))
 			result, err := api.Apply(cmd.Context(), req)
 			if err != nil {

@@ -19,7 +19,7 @@ import (
 func (a *app) getCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "get KIND [NAME]",
-		Short: "show resources: namespaces, nodes, services, instances, intentions",
+		Short: "show resources: namespaces, nodes, services, instances, intentions, members",
 		Example: `  meshctl get services
   meshctl get node vm-017 -o yaml
   meshctl get intention web api`,
@@ -31,6 +31,12 @@ func (a *app) getCommand() *cobra.Command {
 		},
 		ValidArgs: collections(),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "members" || args[0] == "member" {
+				if len(args) > 1 {
+					return usage("get members takes no name, got %q", args[1])
+				}
+				return a.members(cmd)
+			}
 			kind, err := kindOf(args[0])
 			if err != nil {
 				return err
@@ -64,7 +70,7 @@ func kindOf(s string) (client.Kind, error) {
 		}
 	}
 	text := fmt.Sprintf("%q is no kind; use one of %s", s, strings.Join(collections(), ", "))
-	names := collections()
+	names := append(collections(), "members")
 	for _, k := range client.Kinds() {
 		names = append(names, string(k))
 	}

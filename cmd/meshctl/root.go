@@ -56,9 +56,9 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	f.StringVarP(&a.namespace, "namespace", "n", "", "namespace of names written without one (MESH_NAMESPACE)")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json, yaml, csv or name")
 	root.AddCommand(
-		a.getCommand(), a.validateCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
+		a.getCommand(), a.validateCommand(), a.diffCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
 		a.explainCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
-		a.operatorCommand(), a.versionCommand(),
+		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.versionCommand(),
 	)
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {
 		root.AddCommand(a.shortGet(k))

@@ -297,6 +297,14 @@ func (a *API) status(c *call) (any, error) {
 		}
 	}
 	out.Proxies = a.cfg.Fleet.Proxies()
+	for i, p := range out.Proxies {
+		lease, ok := state.Leases.Get(s, p.Node)
+		out.Proxies[i].Connected = ok && lease.Err == nil && !lease.Value.Lost
+	}
+	// The store of this version has one member.
+	out.Members = []client.Member{{
+		Name: out.Server, Version: out.Version, Started: out.Started, Agents: out.Connected, Position: out.Position,
+	}}
 	return out, nil
 }
 

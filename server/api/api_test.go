@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ const trustDomain = "mesh.example.com"
 type standInFleet struct {
 	rollout client.Rollout
 	changed chan struct{}
+	proxies []client.ProxyStatus
 }
 
 func (f *standInFleet) Rollout(pos catalog.Position, _ []catalog.Name) (client.Rollout, <-chan struct{}) {
@@ -38,7 +40,7 @@ func (f *standInFleet) Rollout(pos catalog.Position, _ []catalog.Name) (client.R
 	return r, f.changed
 }
 
-func (f *standInFleet) Proxies() []client.ProxyStatus { return nil }
+func (f *standInFleet) Proxies() []client.ProxyStatus { return slices.Clone(f.proxies) }
 
 // engineSnapshots is how the server wires snapshots too.
 type engineSnapshots struct{ store.Engine }
@@ -330,6 +332,30 @@ func TestRolloutWaits(t *testing.T) {
 	w.do(t, http.MethodGet, "/v1/rollout?generation=g&revision=7&service=api&wait=10ms", "", http.StatusOK, &r)
 	if r.Done {
 		t.Errorf("rollout after its wait: %+v", r)
+	}
+}
+
+func TestStatusTellsWhoIsInTouch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fleet.proxies = []client.ProxyStatus{{Node: "vm-a", Proxy: "p"}, {Node: "vm-b", Proxy: "p"}, {Node: "vm-c", Proxy: "p"}}
+	w.update(t, func(tx *state.Tx) error {
+		if err := state.Leases.Put(tx, "vm-a", catalog.Lease{Server: "s1"}); err != nil {
+			return err
+		}
+		return state.Leases.Put(tx, "vm-b", catalog.Lease{Server: "s1", Lost: true})
+	})
+	var st client.Status
+	w.do(t, http.MethodGet, "/v1/status", "", http.StatusOK, &st)
+	var connected []bool
+	for _, p := range st.Proxies {
+		connected = append(connected, p.Connected)
+	}
+	if !slices.Equal(connected, []bool{true, false, false}) {
+		t.Errorf("connected: %v, want the proxy of vm-a only", connected)
+	}
+	if len(st.Members) != 1 || st.Members[0].Name != "s1" || st.Members[0].Agents != 1 || st.Members[0].Position != st.Position {
+		t.Errorf("members: %+v", st.Members)
 	}
 }
 

@@ -254,12 +254,29 @@ type Status struct {
 	Nodes        int              `json:"nodes"`
 	Connected    int              `json:"connected"`
 	Proxies      []ProxyStatus    `json:"proxies"`
+	// Members are the servers of the mesh.
+	Members []Member `json:"members"`
+}
+
+// Member is one server of the mesh.
+type Member struct {
+	Name    string    `json:"name"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	// Agents are those that hold their lease at it.
+	Agents int `json:"agents"`
+	// Position is how far its state has come.
+	Position catalog.Position `json:"position"`
 }
 
 // ProxyStatus is what one proxy last reported.
 type ProxyStatus struct {
-	Node     string           `json:"node"`
-	Proxy    string           `json:"proxy"`
+	Node  string `json:"node"`
+	Proxy string `json:"proxy"`
+	// Connected says that its node holds its lease; else this is what was known
+	// when it was lost.
+	Connected bool `json:"connected"`
+	// Position is the newest input of the plan that it runs.
 	Position catalog.Position `json:"position"`
 	Refused  string           `json:"refused,omitempty"`
 	Closed   uint64           `json:"closed"`
