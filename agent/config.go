@@ -40,6 +40,10 @@ type Config struct {
 	// the name of an interface, or a CIDR that one of the addresses is in. By
 	// default it is the address from which the servers are reached.
 	Advertise string `json:"advertise,omitempty"`
+	// Zone is where the host is: a data center, a room, a rack. Traffic stays in
+	// a zone while enough of a service's instances there are usable. Hosts
+	// without one have no preference.
+	Zone string `json:"zone,omitempty"`
 	// DataDir holds keys, certificates, the view and last good definitions; mode
 	// 0700.
 	DataDir string `json:"data_dir,omitempty"`
@@ -142,6 +146,7 @@ func (c Config) Validate() error {
 	if strings.ContainsAny(c.Advertise, " ,") {
 		p.Add("advertise", "%q: write one IP address, interface or CIDR", c.Advertise)
 	}
+	p.Zone("zone", c.Zone)
 	if ip, err := netip.ParseAddr(c.Advertise); err == nil && (ip.IsUnspecified() || ip.IsMulticast()) {
 		p.Add("advertise", "%q cannot be connected to: write the address that other hosts use", c.Advertise)
 	}

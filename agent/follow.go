@@ -84,7 +84,7 @@ func (h *host) register() {
 	if left {
 		return
 	}
-	all, err := registry.Registrations(h.registry.Definitions(), h.cfg.NodeName, address, proxy.ServerName, h.health)
+	all, err := registry.Registrations(h.registry.Definitions(), h.cfg.NodeName, h.cfg.Zone, address, proxy.ServerName, h.health)
 	if err != nil {
 		h.log.Error("the services can't be registered", slog.Any("error", err))
 		return
@@ -351,7 +351,8 @@ func (p *planner) build(ctx context.Context) {
 	}
 	p.definitions, p.snapshot, p.bundle = definitions, snapshot, bundle
 	config, problems := plan.Build(plan.Inputs{
-		TrustDomain: h.identity.Load().TrustDomain, Bundle: bundle, MeshListen: h.cfg.meshListen(), Definitions: definitions, View: snapshot,
+		TrustDomain: h.identity.Load().TrustDomain, Bundle: bundle, Zone: h.cfg.Zone, MeshListen: h.cfg.meshListen(),
+		Definitions: definitions, View: snapshot,
 	})
 	refused := ""
 	if err := config.Validate(); err != nil {

@@ -27,7 +27,10 @@ type Definition struct {
 	Protocol Protocol `json:"protocol,omitempty"`
 	// Address is the IP address on which the application listens;
 	// DefaultAddress when empty.
-	Address   string            `json:"address,omitempty"`
+	Address string `json:"address,omitempty"`
+	// Weight is the instance's part of the service's traffic in proportion to
+	// others, 1 to MaxWeight; 1 when 0.
+	Weight    int               `json:"weight,omitzero"`
 	Tags      []string          `json:"tags,omitempty"`
 	Meta      map[string]string `json:"meta,omitempty"`
 	Checks    []Check           `json:"checks,omitempty"`
@@ -135,7 +138,7 @@ func (d Definition) Service() Service {
 func (d Definition) Instance(node, meshAddress string) Instance {
 	i := Instance{
 		Namespace: d.Namespace, Service: d.Name, ID: d.InstanceID(), Node: node,
-		Tags: d.Tags, Meta: d.Meta,
+		Tags: d.Tags, Meta: d.Meta, Weight: d.Weight,
 	}
 	for _, p := range d.allPorts() {
 		i.Ports = append(i.Ports, InstancePort{Name: p.Name, Port: p.Port})
@@ -162,6 +165,7 @@ func (d Definition) Validate() error {
 	p.namespace("namespace", d.Namespace)
 	d.validatePorts(&p)
 	p.address("address", d.Address)
+	p.weight("weight", d.Weight)
 	p.tags("tags", d.Tags)
 	p.meta("meta", d.Meta)
 	if len(d.Checks) > maxChecks {

@@ -18,10 +18,16 @@ type Instance struct {
 	ID   string `json:"id"`
 	Node string `json:"node"`
 	// MeshAddress is host:port of the proxy that receives for this instance.
-	MeshAddress string            `json:"mesh_address,omitempty"`
-	Ports       []InstancePort    `json:"ports,omitempty"`
-	Tags        []string          `json:"tags,omitempty"`
-	Meta        map[string]string `json:"meta,omitempty"`
+	MeshAddress string `json:"mesh_address,omitempty"`
+	// Zone is where its node is, empty if that is not known. Callers prefer
+	// instances of their own zone.
+	Zone string `json:"zone,omitempty"`
+	// Weight is its part of the traffic in proportion to others, 1 to
+	// MaxWeight; 1 when 0.
+	Weight int               `json:"weight,omitzero"`
+	Ports  []InstancePort    `json:"ports,omitempty"`
+	Tags   []string          `json:"tags,omitempty"`
+	Meta   map[string]string `json:"meta,omitempty"`
 }
 
 // An InstancePort is a port of an instance.
@@ -77,6 +83,8 @@ func (i Instance) Validate() error {
 	if len(i.Ports) > 0 || i.MeshAddress != "" {
 		p.meshAddress("mesh_address", i.MeshAddress)
 	}
+	p.Zone("zone", i.Zone)
+	p.weight("weight", i.Weight)
 	if len(i.Ports) > maxPorts {
 		p.Add("ports", "%d ports, at most %d are allowed", len(i.Ports), maxPorts)
 	}
@@ -110,6 +118,23 @@ const (
 func (p *Problems) instanceID(path, v string) {
 	if v == "" || len(v) > maxInstanceID || strings.Trim(v, instanceIDBytes) != "" || strings.Trim(v, ".") == "" {
 		p.Add(path, "%q: use 1 to %d of A-Z, a-z, 0-9, \"-\", \"_\", \".\" and \":\"", v, maxInstanceID)
+	}
+}
+
+// MaxWeight is the highest weight of an instance.
+const MaxWeight = 100
+
+// weight records a problem of the optional weight v at path.
+func (p *Problems) weight(path string, v int) {
+	if v < 0 || v > MaxWeight {
+		p.Add(path, "%d: write 1 to %d; an instance that shall get nothing is drained, not weighed 0", v, MaxWeight)
+	}
+}
+
+// Zone records a problem of the optional zone v at path.
+func (p *Problems) Zone(path, v string) {
+	if v != "" && (len(v) > maxTag || strings.Trim(v, metaKeyBytes) != "") {
+		p.Add(path, "%q: use 1 to %d of A-Z, a-z, 0-9, \"-\", \"_\" and \".\"", v, maxTag)
 	}
 }
 

@@ -19,11 +19,14 @@ type Config struct {
 	// Bundle holds the roots of every trust domain that may take part.
 	Bundle ca.Bundle `json:"bundle"`
 	// TrustDomain is the proxy's own.
-	TrustDomain string     `json:"trust_domain"`
-	Listeners   []Listener `json:"listeners,omitempty"`
-	Inbounds    []Inbound  `json:"inbounds,omitempty"`
-	Clusters    []Cluster  `json:"clusters,omitempty"`
-	Policies    []Policy   `json:"policies,omitempty"`
+	TrustDomain string `json:"trust_domain"`
+	// Zone is where the proxy is, empty if that is not known. Endpoints of the
+	// same zone are preferred.
+	Zone      string     `json:"zone,omitempty"`
+	Listeners []Listener `json:"listeners,omitempty"`
+	Inbounds  []Inbound  `json:"inbounds,omitempty"`
+	Clusters  []Cluster  `json:"clusters,omitempty"`
+	Policies  []Policy   `json:"policies,omitempty"`
 }
 
 // A ListenerKind tells what a listening socket is for.
@@ -78,8 +81,12 @@ type Cluster struct {
 	Protocol catalog.Protocol `json:"protocol"`
 	// Denied, if not empty, says why the source may not send here at all.
 	// Such a cluster has no endpoints, and its callers are told "denied".
-	Denied    string     `json:"denied,omitempty"`
-	Endpoints []Endpoint `json:"endpoints,omitempty"`
+	Denied string `json:"denied,omitempty"`
+	// ZoneWeight is the weight of all instances in the proxy's zone, those that
+	// can't be used included: what the zone has when all is well. 0 means that
+	// of the endpoints that are listed.
+	ZoneWeight int        `json:"zone_weight,omitempty"`
+	Endpoints  []Endpoint `json:"endpoints,omitempty"`
 }
 
 // Endpoint is one instance's port, as other proxies reach it. Node and Instance
@@ -94,6 +101,11 @@ type Endpoint struct {
 	// Tier orders use: endpoints of a higher tier are used only while no lower
 	// one is usable. 0 healthy, 1 stale (its node's lease is lost).
 	Tier int `json:"tier,omitempty"`
+	// Zone is where it is, empty if that is not known.
+	Zone string `json:"zone,omitempty"`
+	// Weight is its part of the traffic in proportion to others, 1 to
+	// catalog.MaxWeight; 0 means 1.
+	Weight int `json:"weight,omitempty"`
 }
 
 // Policy is what may reach one local service, as users wrote it.

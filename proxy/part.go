@@ -59,6 +59,7 @@ func HashPart(kind PartKind, name string, data []byte) string {
 type planPart struct {
 	Position    catalog.Position `json:"position"`
 	TrustDomain string           `json:"trust_domain"`
+	Zone        string           `json:"zone,omitempty"`
 }
 
 // Split cuts a plan into parts, sorted by key. The same plan gives the same bytes and hashes in every process, whatever the
@@ -75,7 +76,7 @@ func Split(c Config) ([]Part, error) {
 		}
 		parts = append(parts, Part{Kind: kind, Name: name, Hash: HashPart(kind, name, data), JSON: data})
 	}
-	add(PartPlan, "", planPart{Position: c.Position, TrustDomain: c.TrustDomain})
+	add(PartPlan, "", planPart{Position: c.Position, TrustDomain: c.TrustDomain, Zone: c.Zone})
 	add(PartBundle, "", c.Bundle)
 	for _, l := range c.Listeners {
 		add(PartListener, l.Name, l)
@@ -149,7 +150,7 @@ func (c *Config) add(p Part) error {
 	case PartPlan:
 		var head planPart
 		err := decode(p, &head, func() string { return "" })
-		c.Position, c.TrustDomain = head.Position, head.TrustDomain
+		c.Position, c.TrustDomain, c.Zone = head.Position, head.TrustDomain, head.Zone
 		return err
 	case PartBundle:
 		var b ca.Bundle

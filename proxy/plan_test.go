@@ -59,6 +59,7 @@ func plan() proxy.Config {
 	return proxy.Config{
 		Position:    catalog.Position{Generation: "g1", Revision: 8841},
 		TrustDomain: trustDomain,
+		Zone:        "fra-1",
 		Listeners: []proxy.Listener{
 			{Name: "upstream/default/web/default/api/http", Kind: proxy.ListenUpstream, Address: "127.0.0.1:9191", Source: web, Cluster: "default/api:http"},
 			{Name: "mesh", Kind: proxy.ListenMesh, Address: ":7443"},
@@ -68,9 +69,9 @@ func plan() proxy.Config {
 		},
 		Clusters: []proxy.Cluster{
 			{
-				Name: "default/api:http", Service: api, Port: "http", Protocol: "http",
+				Name: "default/api:http", Service: api, Port: "http", Protocol: "http", ZoneWeight: 3,
 				Endpoints: []proxy.Endpoint{
-					{Instance: "api-2", Node: "vm-c", Address: "10.0.0.3:7443", ServerName: "http.api-2.api.default.mesh", Tier: 1},
+					{Instance: "api-2", Node: "vm-c", Address: "10.0.0.3:7443", ServerName: "http.api-2.api.default.mesh", Tier: 1, Zone: "fra-2", Weight: 10},
 					{Instance: "api-1", Node: "vm-b", Address: "[fd00::2]:7443", ServerName: "http.api-1.api.default.mesh"},
 				},
 			},
@@ -297,6 +298,9 @@ func TestValidate(t *testing.T) {
 		"endpoint without an instance":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Instance = "" }, "clusters[0].endpoints[0].instance"},
 		"endpoint without a port":        {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Address = "10.0.0.3" }, "clusters[0].endpoints[0].address"},
 		"endpoint with a foreign name":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].ServerName = "example.com" }, "clusters[0].endpoints[0].server_name"},
+		"endpoint with a weight of 101":  {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Weight = 101 }, "clusters[0].endpoints[0].weight"},
+		"endpoint with a weight of -1":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Weight = -1 }, "clusters[0].endpoints[0].weight"},
+		"zone with a weight of -1":       {func(c *proxy.Config) { c.Clusters[0].ZoneWeight = -1 }, "clusters[0].zone_weight"},
 		"endpoint below the best tier":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Tier = -1 }, "clusters[0].endpoints[0].tier"},
 		"policy twice":                   {func(c *proxy.Config) { c.Policies = append(c.Policies, c.Policies[0]) }, "policies[1].service"},
 		"policy that is not valid":       {func(c *proxy.Config) { c.Policies[0].Intentions[0].Action = "perhaps" }, "policies[0].intentions"},

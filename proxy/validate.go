@@ -106,6 +106,9 @@ func (v *validator) clusters() {
 		if cl.Denied != "" && len(cl.Endpoints) > 0 {
 			v.Add(at+".endpoints", "a denied cluster has none")
 		}
+		if cl.ZoneWeight < 0 {
+			v.Add(at+".zone_weight", "%d is negative", cl.ZoneWeight)
+		}
 		seen := map[[2]string]bool{}
 		for j, ep := range cl.Endpoints {
 			at := index(at+".endpoints", j)
@@ -123,6 +126,9 @@ func (v *validator) clusters() {
 			}
 			if ep.Tier < 0 || ep.Tier > maxTier {
 				v.Add(at+".tier", "%d is outside of 0 to %d", ep.Tier, maxTier)
+			}
+			if ep.Weight < 0 || ep.Weight > catalog.MaxWeight {
+				v.Add(at+".weight", "%d is outside of 0 to %d", ep.Weight, catalog.MaxWeight)
 			}
 		}
 	}

@@ -33,6 +33,8 @@ const MeshListener = "mesh"
 type Inputs struct {
 	TrustDomain string
 	Bundle      ca.Bundle
+	// Zone is the host's, empty if it has none.
+	Zone string
 	// MeshListen is where the mesh listener binds, host:port with an empty host
 	// for every address.
 	MeshListen string
@@ -91,7 +93,7 @@ func Build(in Inputs) (proxy.Config, []Problem) {
 		b.listeners[MeshListener] = proxy.Listener{Name: MeshListener, Kind: proxy.ListenMesh, Address: in.MeshListen}
 	}
 	config := proxy.Config{
-		Position: in.View.Position(), Bundle: in.Bundle, TrustDomain: in.TrustDomain,
+		Position: in.View.Position(), Bundle: in.Bundle, TrustDomain: in.TrustDomain, Zone: in.Zone,
 		Listeners: sorted(b.listeners), Inbounds: sorted(b.inbounds), Clusters: sorted(b.clusters),
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(b.policies), catalog.Name.Compare) {
@@ -261,7 +263,7 @@ func (b *builder) cluster(source, destination catalog.Name, port string) string 
 	case !ok:
 		b.problem(name, "service %s has no port %q; it has %s", destination, port, portNames(service))
 	default:
-		c.Endpoints = b.endpoints(name, topic, port)
+		c.Endpoints, c.ZoneWeight = b.endpoints(name, topic, port)
 	}
 	b.clusters[name] = c
 	return name
@@ -305,8 +307,9 @@ func portNames(s catalog.Service) string {
 // endpoints returns the instances that may be used: healthy ones in tier 0,
 // those whose node's lease is lost in tier 1, used while nothing better
 // exists. Critical and draining ones and those of which no status is known are
-// left out: they asked for no work, or no longer can do it.
-func (b *builder) endpoints(cluster string, topic view.Topic, port string) []proxy.Endpoint {
+// left out: they asked for no work, or no longer can do it. They count in
+// zoneWeight, which is that of all instances in this host's zone.
+func (b *builder) endpoints(cluster string, topic view.Topic, port string) (out []proxy.Endpoint, zoneWeight int) {
 	var all []catalog.Endpoint
 	for key, data := range b.in.View.Items(topic) {
 		id, ok := strings.CutPrefix(key, "instance/")
@@ -332,8 +335,12 @@ func (b *builder) endpoints(cluster string, topic view.Topic, port string) []pro
 		e.Stale = b.lost(topic, e.Instance.Node)
 		all = append(all, e)
 	}
+	for _, e := range all {
+		if _, ok := endpoint(e, port); ok && b.in.Zone != "" && e.Instance.Zone == b.in.Zone {
+			zoneWeight += max(e.Instance.Weight, 1)
+		}
+	}
 	use, spare := catalog.SelectEndpoints(all)
-	var out []proxy.Endpoint
 	for _, e := range slices.Concat(use, spare) {
 		if ep, ok := endpoint(e, port); ok {
 			out = append(out, ep)
@@ -342,7 +349,7 @@ func (b *builder) endpoints(cluster string, topic view.Topic, port string) []pro
 	slices.SortFunc(out, func(a, b proxy.Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Tier, b.Tier), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Instance, b.Instance))
 	})
-	return out
+	return out, zoneWeight
 }
 
 // lost reports whether a node's lease ran out. A node without a lease record is
@@ -361,7 +368,9 @@ func endpoint(e catalog.Endpoint, port string) (proxy.Endpoint, bool) {
 	if at < 0 {
 		return proxy.Endpoint{}, false
 	}
-	out := proxy.Endpoint{Instance: i.ID, Node: i.Node, Address: i.MeshAddress, ServerName: i.Ports[at].ServerName}
+	out := proxy.Endpoint{
+		Instance: i.ID, Node: i.Node, Address: i.MeshAddress, ServerName: i.Ports[at].ServerName, Zone: i.Zone, Weight: i.Weight,
+	}
 	if _, err := proxy.ParseServerName(out.ServerName); err != nil {
 		out.ServerName = proxy.ServerName(port, i.ID, i.Service, i.Ref().Namespace)
 	}

@@ -25,6 +25,7 @@ var update = flag.Bool("update", false, "write the golden files") //nolint:goche
 // input is the JSON form of plan.Inputs.
 type input struct {
 	About       string          `json:"about"`
+	Zone        string          `json:"zone"`
 	MeshListen  string          `json:"mesh_listen"`
 	Definitions json.RawMessage `json:"definitions"`
 	View        struct {
@@ -81,7 +82,7 @@ func read(t *testing.T, file string) plan.Inputs {
 		content[topic.Topic] = items
 	}
 	return plan.Inputs{
-		TrustDomain: "mesh.example.com", Bundle: bundle(t), MeshListen: in.MeshListen, Definitions: definitions,
+		TrustDomain: "mesh.example.com", Bundle: bundle(t), Zone: in.Zone, MeshListen: in.MeshListen, Definitions: definitions,
 		View: view.NewSnapshot(in.View.Position, content),
 	}
 }

@@ -288,8 +288,8 @@ func TestFolderThatGoesAway(t *testing.T) {
 
 func TestRegistrations(t *testing.T) {
 	t.Parallel()
-	definitions := []catalog.Definition{{Name: "web", ID: "web-2", Port: 9002, Protocol: "http", Tags: []string{"blue"}}, {Name: "cron", Namespace: "batch"}}
-	regs, err := registry.Registrations(definitions, "vm-a", "10.0.0.1:7443",
+	definitions := []catalog.Definition{{Name: "web", ID: "web-2", Port: 9002, Protocol: "http", Weight: 5, Tags: []string{"blue"}}, {Name: "cron", Namespace: "batch"}}
+	regs, err := registry.Registrations(definitions, "vm-a", "rack-7", "10.0.0.1:7443",
 		func(port, instance, service, namespace string) string {
 			return strings.Join([]string{port, instance, service, namespace}, ".")
 		},
@@ -311,7 +311,7 @@ func TestRegistrations(t *testing.T) {
 		t.Error(diff)
 	}
 	want := catalog.Instance{
-		Service: "web", ID: "web-2", Node: "vm-a", MeshAddress: "10.0.0.1:7443", Tags: []string{"blue"},
+		Service: "web", ID: "web-2", Node: "vm-a", MeshAddress: "10.0.0.1:7443", Zone: "rack-7", Weight: 5, Tags: []string{"blue"},
 		Ports: []catalog.InstancePort{{Name: "default", Port: 9002, ServerName: "default.web-2.web.default"}},
 	}
 	if diff := cmp.Diff(want, instance); diff != "" {

@@ -25,15 +25,16 @@ const (
 	repeat = 5 * time.Minute
 )
 
-// Registrations turns definitions into what a server registers. serverName is
-// the grammar of the mesh's server names; health tells the status of an
+// Registrations turns definitions into what a server registers. zone is the
+// node's, empty if it is not known. serverName is the grammar of the mesh's server names; health tells the status of an
 // instance by Key.
-func Registrations(definitions []catalog.Definition, node, meshAddress string,
+func Registrations(definitions []catalog.Definition, node, zone, meshAddress string,
 	serverName func(port, instance, service, namespace string) string, health func(key string) catalog.InstanceStatus,
 ) ([]*meshpb.Registration, error) {
 	all := make([]*meshpb.Registration, 0, len(definitions))
 	for _, d := range definitions {
 		instance := d.Instance(node, meshAddress)
+		instance.Zone = zone
 		ref := instance.Ref()
 		for i := range instance.Ports {
 			instance.Ports[i].ServerName = serverName(instance.Ports[i].Name, instance.ID, ref.Name, ref.Namespace)

@@ -39,7 +39,13 @@ type Candidate struct {
 	State *State
 	// Tier orders use: a candidate is picked only when no candidate of a lower tier is left.
 	Tier int
+	// Weight is how much of the traffic it gets in proportion to others; 0 means 1.
+	Weight int
+	// Far says that it is in another zone than the caller, where others of its tier may be nearby.
+	Far bool
 }
+
+func (c *Candidate) weight() int { return max(c.Weight, 1) }
 
 // Picker chooses among the candidates that it was made from. It is safe for concurrent use, takes no lock that requests share,
 // and does not allocate.
@@ -58,8 +64,8 @@ const (
 	LeastRequest Algorithm = "least_request"
 )
 
-// factory makes a picker for candidates that are sorted by tier; place maps its indexes back.
-type factory func(sorted []Candidate, place []int) Picker
+// factory makes a picker for candidates that are sorted by tier, those nearby first; place maps its indexes back.
+type factory func(sorted []Candidate, place []int, zoneWeight int) Picker
 
 // algorithms is the table.
 func algorithms() map[Algorithm]factory {
@@ -70,8 +76,9 @@ func algorithms() map[Algorithm]factory {
 }
 
 // New returns a picker by the algorithm. It takes no reference to candidates; an empty list gives a picker that always says
-// -1. Errors wrap ErrAlgorithm.
-func New(algorithm Algorithm, candidates []Candidate) (Picker, error) {
+// -1. zoneWeight is the weight of all that the caller's zone has when all is well: while less of it is among the candidates,
+// some of the traffic goes far. 0 is the weight of those candidates that are not far. Errors wrap ErrAlgorithm.
+func New(algorithm Algorithm, candidates []Candidate, zoneWeight int) (Picker, error) {
 	build, ok := algorithms()[algorithm]
 	if !ok {
 		return nil, fmt.Errorf("%w: %q", ErrAlgorithm, algorithm)
@@ -80,10 +87,19 @@ func New(algorithm Algorithm, candidates []Candidate) (Picker, error) {
 	for i := range place {
 		place[i] = i
 	}
-	slices.SortStableFunc(place, func(a, b int) int { return cmp.Compare(candidates[a].Tier, candidates[b].Tier) })
+	slices.SortStableFunc(place, func(a, b int) int {
+		return cmp.Or(cmp.Compare(candidates[a].Tier, candidates[b].Tier), cmp.Compare(far(candidates[a]), far(candidates[b])))
+	})
 	sorted := make([]Candidate, len(candidates))
 	for i, from := range place {
 		sorted[i] = candidates[from]
 	}
-	return build(sorted, place), nil
+	return build(sorted, place, zoneWeight), nil
+}
+
+func far(c Candidate) int {
+	if c.Far {
+		return 1
+	}
+	return 0
 }

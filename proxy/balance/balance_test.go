@@ -9,7 +9,7 @@ import (
 
 func picker(tb testing.TB, candidates ...balance.Candidate) balance.Picker {
 	tb.Helper()
-	p, err := balance.New("", candidates)
+	p, err := balance.New("", candidates, 0)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -25,7 +25,7 @@ func loaded(tier int, n int) balance.Candidate {
 }
 
 func TestNewRefusesAnUnknownAlgorithm(t *testing.T) {
-	if _, err := balance.New("roulette", nil); !errors.Is(err, balance.ErrAlgorithm) {
+	if _, err := balance.New("roulette", nil, 0); !errors.Is(err, balance.ErrAlgorithm) {
 		t.Errorf("New(roulette) = %v, want ErrAlgorithm", err)
 	}
 }

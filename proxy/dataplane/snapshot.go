@@ -211,10 +211,12 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 		s.endpoints[key] = e
 		state := s.states.State(key.Key)
 		route.endpoints, route.states = append(route.endpoints, e), append(route.states, state)
-		candidates = append(candidates, balance.Candidate{State: state, Tier: ep.Tier})
+		candidates = append(candidates, balance.Candidate{
+			State: state, Tier: ep.Tier, Weight: ep.Weight, Far: s.config.Zone != "" && ep.Zone != s.config.Zone,
+		})
 	}
 	var err error
-	route.picker, err = balance.New("", candidates)
+	route.picker, err = balance.New("", candidates, cl.ZoneWeight)
 	return route, err
 }
 
