@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,8 +52,8 @@ var errForeignSnapshot = errors.New("snapshot can't be restored here")
 
 // snapshots saves and replaces the whole store.
 type snapshots struct {
-	engine      store.Engine
-	trustDomain string
+	engine    store.Engine
+	authority *authority
 }
 
 var _ api.Snapshots = snapshots{}
@@ -84,33 +85,51 @@ func (s snapshots) Import(ctx context.Context, r io.Reader) (catalog.Position, e
 // cluster.
 func (s snapshots) ours(pairs iter.Seq2[store.Pair, error]) iter.Seq2[store.Pair, error] {
 	return func(yield func(store.Pair, error) bool) {
-		known := false
+		known, signs := false, false
 		for pair, err := range pairs {
-			if err == nil && pair.Key == state.Clusters.Path(state.Singleton{}) {
+			switch {
+			case err != nil:
+			case pair.Key == state.Clusters.Path(state.Singleton{}):
 				known = true
-				err = s.check(pair)
+				err = s.checkCluster(pair)
+			case pair.Key == state.Authorities.Path(ProviderBuiltin):
+				signs = true
+				err = s.checkAuthority(pair)
 			}
 			if !yield(pair, err) || err != nil {
 				return
 			}
 		}
-		if !known {
-			yield(store.Pair{}, fmt.Errorf("%w: it names no cluster", errForeignSnapshot))
+		if !known || !signs {
+			yield(store.Pair{}, fmt.Errorf("%w: it has no record of its cluster, or of its CA", errForeignSnapshot))
 		}
 	}
 }
 
-func (s snapshots) check(pair store.Pair) error {
+func (s snapshots) checkCluster(pair store.Pair) error {
 	cluster, err := state.Clusters.Read(state.Singleton{}, pair.Value)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: %w", errForeignSnapshot, err)
-	case cluster.TrustDomain != s.trustDomain:
-		return fmt.Errorf("%w: it is of trust domain %q, this cluster is %q", errForeignSnapshot, cluster.TrustDomain, s.trustDomain)
+	case cluster.TrustDomain != s.authority.config.TrustDomain:
+		return fmt.Errorf("%w: it is of trust domain %q, this cluster is %q", errForeignSnapshot, cluster.TrustDomain, s.authority.config.TrustDomain)
 	case cluster.FeatureLevel > catalog.FeatureLevel:
 		return fmt.Errorf("%w: %w: it is at feature level %d, this program knows %d",
 			errForeignSnapshot, ErrTooOld, cluster.FeatureLevel, catalog.FeatureLevel)
 	default:
 		return nil
 	}
+}
+
+// checkAuthority refuses a CA that this cluster could not sign with: after the
+// restore no certificate could be renewed, and no server start.
+func (s snapshots) checkAuthority(pair store.Pair) error {
+	raw, err := state.Authorities.Read(ProviderBuiltin, pair.Value)
+	if err == nil {
+		_, err = s.authority.signer(state.Record[json.RawMessage]{Value: raw, Raw: pair.Value})
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errForeignSnapshot, err)
+	}
+	return nil
 }

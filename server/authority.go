@@ -67,6 +67,23 @@ func (a *authority) Bundle() ca.Bundle {
 	return ca.Bundle{}
 }
 
+// signer opens a stored CA, which must be of this trust domain and wrapped under
+// this cluster's key.
+func (a *authority) signer(record state.Record[json.RawMessage]) (*builtin.Authority, error) {
+	stored, err := decodeAuthority(record)
+	if err != nil {
+		return nil, err
+	}
+	if stored.TrustDomain != a.config.TrustDomain {
+		return nil, fmt.Errorf("open the CA: %w: it is that of %q, and trust_domain is %q", ErrTrustDomain, stored.TrustDomain, a.config.TrustDomain)
+	}
+	signer, err := builtin.Open(stored, a.key, a.config.CA.builtin())
+	if err != nil {
+		return nil, fmt.Errorf("open the CA; is cluster_key_file that of this cluster? %w", err)
+	}
+	return signer, nil
+}
+
 // open takes over what the snapshot says, if it says something new.
 func (a *authority) open(snapshot *state.Snapshot) error {
 	record, ok := state.Authorities.Get(snapshot, ProviderBuiltin)
@@ -76,16 +93,9 @@ func (a *authority) open(snapshot *state.Snapshot) error {
 	if o := a.now.Load(); o != nil && o.raw == string(record.Raw) {
 		return nil
 	}
-	stored, err := decodeAuthority(record)
+	signer, err := a.signer(record)
 	if err != nil {
 		return err
-	}
-	if stored.TrustDomain != a.config.TrustDomain {
-		return fmt.Errorf("open the CA: %w: it is that of %q, and trust_domain is %q", ErrTrustDomain, stored.TrustDomain, a.config.TrustDomain)
-	}
-	signer, err := builtin.Open(stored, a.key, a.config.CA.builtin())
-	if err != nil {
-		return fmt.Errorf("open the CA; is cluster_key_file that of this cluster? %w", err)
 	}
 	bundle, err := signer.Roots(context.Background())
 	if err != nil {

@@ -166,7 +166,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	}
 	handlers := api.New(api.Config{
 		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents},
-		Snapshots: snapshots{engine: m.engine, trustDomain: m.config.TrustDomain},
+		Snapshots: snapshots{engine: m.engine, authority: m.authority},
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
 		Addresses: []string{address},
@@ -178,8 +178,8 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	group.Go(func() error { return m.lead(ctx) })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return m.serveGRPC(ctx, front.grpc, agents) })
-	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers.Handler(false)) }) //nolint:contextcheck // requests bring their own
-	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers.Handler(true)) })       //nolint:contextcheck // requests bring their own
+	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers, false) }) //nolint:contextcheck // requests bring their own
+	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers, true) })       //nolint:contextcheck // requests bring their own
 	group.Go(func() error { return front.run(ctx) })
 	m.running.Store(&running{address: address, name: m.name})
 	m.log.InfoContext(ctx, "server is up", slog.String("name", m.name), slog.String("address", address),
@@ -222,14 +222,15 @@ func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *r
 	return nil
 }
 
-func (m *member) serveHTTP(ctx context.Context, listener net.Listener, handler http.Handler) error {
+func (m *member) serveHTTP(ctx context.Context, listener net.Listener, handlers *api.API, local bool) error {
 	server := &http.Server{
-		Handler:           handler,
+		Handler:           handlers.Handler(local),
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
 	}
+	server.RegisterOnShutdown(handlers.EndWatches)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)

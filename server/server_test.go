@@ -547,6 +547,7 @@ func TestSnapshotRestore(t *testing.T) {
 	}
 	snapshot := ours.snapshot(t)
 	other := mustRun(t, server.Config{DataDir: privateDir(t), TrustDomain: "other.test"})
+	twin := mustRun(t, server.Config{DataDir: privateDir(t)})
 	roots := other.roots(t)
 	for name, row := range map[string]struct {
 		to   *instance
@@ -554,6 +555,7 @@ func TestSnapshotRestore(t *testing.T) {
 		want bool
 	}{
 		"another cluster": {other, snapshot, false},
+		"another key":     {twin, snapshot, false},
 		"cut off":         {ours, snapshot[:len(snapshot)-10], false},
 		"garbage":         {ours, "snapshot", false},
 		"its own":         {ours, snapshot, true},

@@ -78,6 +78,7 @@ type Manager struct {
 	mu      sync.Mutex
 	entries map[spiffe.ID]*entry
 	wanted  map[spiffe.ID]bool
+	retries uint64 // calls of Retry
 	changed chan struct{}
 	wake    chan struct{}
 }
@@ -216,6 +217,7 @@ func (m *Manager) Want(ids []spiffe.ID) {
 func (m *Manager) Retry() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.retries++
 	for _, e := range m.entries {
 		e.retryAt = time.Time{}
 	}
@@ -373,6 +375,9 @@ func later(a, b time.Time) time.Time {
 
 // renew asks for one leaf, and records what became of it.
 func (m *Manager) renew(ctx context.Context, client meshpb.MeshClient, id spiffe.ID) {
+	m.mu.Lock()
+	retries := m.retries
+	m.mu.Unlock()
 	l, err := m.sign(ctx, client, id)
 	if ctx.Err() != nil {
 		return
@@ -410,6 +415,10 @@ func (m *Manager) renew(ctx context.Context, client meshpb.MeshClient, id spiffe
 			slog.Any("error", err), slog.Bool("have_old", e.leaf != nil))
 	}
 	e.err, e.refused = status.Convert(err).Message(), reason == meshpb.ReasonNotPermitted
+	if m.retries != retries { // what it failed for may have changed since it was asked
+		m.poke()
+		return
+	}
 	e.backoff = min(max(2*e.backoff, minBackoff), maxBackoff)
 	e.retryAt = time.Now().Add(e.backoff/2 + rand.N(e.backoff)) //nolint:gosec // spreads load, guards nothing
 }

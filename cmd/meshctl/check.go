@@ -55,7 +55,7 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 	}
 	r := report{}
 	r.add(client.FactOK, "server %s %s, trust domain %s, revision %d", st.Server, st.Version, st.TrustDomain, st.Position.Revision)
-	nodes, err := api.List(cmd.Context(), client.KindNode)
+	nodes, err := api.List(cmd.Context(), client.KindNode, client.Selection{})
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 			r.add(client.FactFail, "proxy %s on node %s refuses its plan: %s", p.Proxy, p.Node, p.Refused)
 		}
 	}
-	services, err := api.List(cmd.Context(), client.KindService)
+	services, err := api.List(cmd.Context(), client.KindService, client.Selection{})
 	if err != nil {
 		return err
 	}
@@ -91,6 +91,8 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 		switch {
 		case len(spec.Ports) == 0:
 			r.add(client.FactOK, "service %s: only calls others; instances: %d", i.Name, s.Instances)
+		case s.Instances == 0:
+			r.add(client.FactWarn, "service %s has no instance", i.Name)
 		case s.Healthy > 0:
 			r.add(client.FactOK, "service %s: %d of %d healthy", i.Name, s.Healthy, s.Instances)
 		default:

@@ -22,7 +22,7 @@ func (a *app) intentionCommand() *cobra.Command {
 		a.writeIntention(intentions.Deny, "forbid a source to call a destination, and close its connections"),
 		&cobra.Command{
 			Use: "get SRC DST", Short: "show one intention", Args: exactly(2, "a source and a destination"),
-			RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, client.KindIntention, args) },
+			RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, client.KindIntention, args, lister{}) },
 		},
 		a.listIntentions(), a.deleteIntention(), a.checkIntention(),
 	)
@@ -144,6 +144,7 @@ func (ch change) intention(action intentions.Action, source, destination string)
 // whether nothing is left to do, and refuses to change what the user may not
 // know of.
 func (ch change) merge(next *intentions.Intention, old intentions.Intention) (done bool, err error) {
+	asked := *next // what --replace would write
 	if next.Reason == "" && !ch.replace {
 		next.Reason = old.Reason
 	}
@@ -184,7 +185,7 @@ func (ch change) merge(next *intentions.Intention, old intentions.Intention) (do
 		hint = "--add to add the rules, or --replace to replace it"
 	}
 	return false, fail(exitConflict, "intention %s → %s exists and says something else; nothing was changed\n  - %s\n  + %s\n  → repeat with %s",
-		old.Source, old.Destination, whole(old), whole(*next), hint)
+		old.Source, old.Destination, whole(old), whole(asked), hint)
 }
 
 // whole is all that an intention says, in one line.
@@ -218,11 +219,11 @@ func (a *app) listIntentions() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := api.List(cmd.Context(), client.KindIntention)
+			list, err := api.List(cmd.Context(), client.KindIntention, client.Selection{Namespace: a.setting(a.namespace, "MESH_NAMESPACE")})
 			if err != nil {
 				return err
 			}
-			items := slices.DeleteFunc(a.inNamespace(list.Items), func(i client.Item) bool {
+			items := slices.DeleteFunc(list.Items, func(i client.Item) bool {
 				return !matches(destination, a, i.Ref.Parts[0], i.Ref.Parts[1]) || !matches(source, a, i.Ref.Parts[2], i.Ref.Parts[3])
 			})
 			return a.showItems(client.KindIntention, items)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy/feed"
 	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/meshpb"
 )
 
 // localStatus asks the agent of this host. It needs no token and no server.
@@ -34,7 +36,11 @@ func localStatus(ctx context.Context, socket string) (agent.Status, error) {
 		if os.IsPermission(err) {
 			return st, fail(exitPermission, "the agent's socket %s: run this as root or as a member of its group", socket)
 		}
-		return st, fail(exitUnreachable, "the agent does not answer on %s: %v; does it run?", socket, err)
+		var op *net.OpError
+		if errors.As(err, &op) {
+			err = op
+		}
+		return st, fail(exitUnreachable, "the agent does not answer: %v; does it run?", err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end
 	data, err := io.ReadAll(resp.Body)
@@ -91,6 +97,10 @@ func (r *report) servers(st agent.Status) {
 		text := fmt.Sprintf("no server for %s (%s); serving from disk", since(st.Server.Since), dash(st.Server.Error))
 		if !first.IsZero() {
 			text += ", the first certificate ends in " + time.Until(first).Round(time.Minute).String()
+		}
+		switch st.Server.Refused {
+		case meshpb.ReasonNodeUnknown, meshpb.ReasonNodeReplaced:
+			text += " → put a token of meshctl token join --node " + st.Node + " --replace into the agent's token file"
 		}
 		r.add(client.FactFail, "%s", text)
 	}

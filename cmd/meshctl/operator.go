@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -48,6 +49,9 @@ func (a *app) saveSnapshot(ctx context.Context, path string) error {
 	api, err := a.client()
 	if err != nil {
 		return err
+	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
+		return usage("%s: there is no folder %s", path, filepath.Dir(path))
 	}
 	file, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.WithExistingPermissions())
 	if err != nil {

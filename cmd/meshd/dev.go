@@ -211,10 +211,15 @@ func (d *dev) join(ctx context.Context, address string) error {
 // writeToken makes a token that lets this host in, whatever became of the one
 // before.
 func (d *dev) writeToken(ctx context.Context, api *client.Client, path string) error {
-	if _, err := os.Stat(filepath.Join(d.data, "agent")); err == nil {
-		return nil // it has joined
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	_, err := os.Stat(filepath.Join(d.data, "agent"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if err == nil {
+		ref := client.Ref{Kind: client.KindNode, Parts: []string{devNode}}
+		if _, err := api.Get(ctx, ref); client.CodeOf(err) != client.CodeNotFound {
+			return err // it has joined, and nobody has deleted it since
+		}
 	}
 	token, err := api.JoinToken(ctx, client.JoinTokenRequest{Node: devNode, Services: []string{"*"}, Replace: true})
 	if err != nil {

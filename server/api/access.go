@@ -177,6 +177,10 @@ func (a *API) explain(c *call) (any, error) {
 	}
 	fact(client.FactFail, "%s", e.Access.Text)
 	e.Verdict = "DENIED by policy"
+	if e.Access.Reason == string(intentions.ReasonNotHTTP) {
+		e.Next = append(e.Next, fmt.Sprintf("declare the port of %s as protocol http, which its rules need", q.destination.Short()))
+		return e, nil
+	}
 	if _, ok := state.Services.Get(s, q.destination); ok {
 		e.Next = append(e.Next, a.allowCommand(q, e.Access))
 	}
@@ -201,6 +205,10 @@ func (a *API) destinationFact(s *state.Snapshot, e *client.Explanation, q *quest
 	svc, ok := state.Services.Get(s, q.destination)
 	if !ok {
 		fact(client.FactFail, "service %s does not exist%s", q.destination.Short(), didYouMean(s, q.destination))
+		return
+	}
+	if len(svc.Value.Ports) == 0 {
+		fact(client.FactFail, "service %s has no ports: it only calls others", q.destination.Short())
 		return
 	}
 	if port, ok := svc.Value.Port(q.request.Port); !ok {
@@ -250,7 +258,7 @@ func portNames(s catalog.Service) string {
 		names = append(names, p.Name)
 	}
 	if len(names) == 0 {
-		return "none: it is a pure client"
+		return "none: it only calls others"
 	}
 	return strings.Join(names, ", ")
 }
@@ -325,6 +333,9 @@ func joinWarnings(s *state.Snapshot, req client.JoinTokenRequest) []string {
 	var warnings []string
 	if _, joined := state.NodeStatuses.Get(s, req.Node); joined && !req.Replace {
 		warnings = append(warnings, fmt.Sprintf("node %s has joined already: the token admits nobody else without --replace", req.Node))
+	}
+	if _, ok := state.Nodes.Get(s, req.Node); !ok && len(req.Services) == 0 {
+		warnings = append(warnings, fmt.Sprintf("node %s may run no service: give --services, or apply a node with services later", req.Node))
 	}
 	if rec, ok := state.Nodes.Get(s, req.Node); ok && len(req.Services) > 0 && !slices.Equal(rec.Value.Services, req.Services) {
 		warnings = append(warnings, fmt.Sprintf("node %s has a record, which may run %s: the token's services are not used; apply the node to change it",
