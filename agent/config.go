@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/proxy"
 )
 
 // Defaults of Config.
@@ -80,6 +81,9 @@ type Proxy struct {
 	// all of the host.
 	MeshAddress string `json:"mesh_address,omitempty"`
 	MeshPort    uint16 `json:"mesh_port,omitempty"`
+	// AccessLog is where mesh-proxy writes one line of JSON per request and TCP
+	// connection: an absolute path, or "stdout". Empty writes none.
+	AccessLog string `json:"access_log,omitempty"`
 	// Supervise makes the agent start mesh-proxy, restart it, and end it with
 	// itself: for containers and development. What follows is for it only.
 	Supervise bool `json:"supervise,omitzero"`
@@ -172,6 +176,9 @@ func (c Config) Validate() error {
 		if _, err := netip.ParseAddr(a); err != nil {
 			p.Add("proxy.mesh_address", "%q is no IP address", a)
 		}
+	}
+	if a := c.Proxy.AccessLog; a != "" && a != proxy.AccessLogStdout && !filepath.IsAbs(a) {
+		p.Add("proxy.access_log", "%q: write an absolute path, or %q", a, proxy.AccessLogStdout)
 	}
 	if c.Proxy.Binary != "" && !filepath.IsAbs(c.Proxy.Binary) {
 		p.Add("proxy.binary", "%q is relative: write an absolute path", c.Proxy.Binary)

@@ -27,7 +27,14 @@ type Config struct {
 	Inbounds  []Inbound  `json:"inbounds,omitempty"`
 	Clusters  []Cluster  `json:"clusters,omitempty"`
 	Policies  []Policy   `json:"policies,omitempty"`
+	// AccessLog is where one line of JSON goes per request and TCP connection:
+	// a file's absolute path, or AccessLogStdout. Empty writes none. A proxy
+	// that can't write there serves all the same.
+	AccessLog string `json:"access_log,omitempty"`
 }
+
+// AccessLogStdout as Config.AccessLog is the proxy's standard output.
+const AccessLogStdout = "stdout"
 
 // A ListenerKind tells what a listening socket is for.
 type ListenerKind string

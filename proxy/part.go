@@ -24,7 +24,7 @@ type PartKind string
 
 // The kinds of part.
 const (
-	PartPlan     PartKind = "plan"   // position and trust domain; exactly one, without a name
+	PartPlan     PartKind = "plan"   // position, trust domain, access log; exactly one, without a name
 	PartBundle   PartKind = "bundle" // the roots; exactly one, without a name
 	PartListener PartKind = "listener"
 	PartInbound  PartKind = "inbound"
@@ -55,11 +55,12 @@ func HashPart(kind PartKind, name string, data []byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil))
 }
 
-// planPart is the content of the part of kind PartPlan.
+// planPart is the content of the part of kind PartPlan: what belongs to the plan as a whole.
 type planPart struct {
 	Position    catalog.Position `json:"position"`
 	TrustDomain string           `json:"trust_domain"`
 	Zone        string           `json:"zone,omitempty"`
+	AccessLog   string           `json:"access_log,omitempty"`
 }
 
 // Split cuts a plan into parts, sorted by key. The same plan gives the same bytes and hashes in every process, whatever the
@@ -76,7 +77,7 @@ func Split(c Config) ([]Part, error) {
 		}
 		parts = append(parts, Part{Kind: kind, Name: name, Hash: HashPart(kind, name, data), JSON: data})
 	}
-	add(PartPlan, "", planPart{Position: c.Position, TrustDomain: c.TrustDomain, Zone: c.Zone})
+	add(PartPlan, "", planPart{Position: c.Position, TrustDomain: c.TrustDomain, Zone: c.Zone, AccessLog: c.AccessLog})
 	add(PartBundle, "", c.Bundle)
 	for _, l := range c.Listeners {
 		add(PartListener, l.Name, l)
@@ -150,7 +151,7 @@ func (c *Config) add(p Part) error {
 	case PartPlan:
 		var head planPart
 		err := decode(p, &head, func() string { return "" })
-		c.Position, c.TrustDomain, c.Zone = head.Position, head.TrustDomain, head.Zone
+		c.Position, c.TrustDomain, c.Zone, c.AccessLog = head.Position, head.TrustDomain, head.Zone, head.AccessLog
 		return err
 	case PartBundle:
 		var b ca.Bundle

@@ -38,6 +38,8 @@ type Inputs struct {
 	// MeshListen is where the mesh listener binds, host:port with an empty host
 	// for every address.
 	MeshListen string
+	// AccessLog is where the proxy writes it, see proxy.Config.
+	AccessLog string
 	// Definitions are valid and have no instance twice.
 	Definitions []catalog.Definition
 	View        *view.Snapshot
@@ -93,7 +95,7 @@ func Build(in Inputs) (proxy.Config, []Problem) {
 		b.listeners[MeshListener] = proxy.Listener{Name: MeshListener, Kind: proxy.ListenMesh, Address: in.MeshListen}
 	}
 	config := proxy.Config{
-		Position: in.View.Position(), Bundle: in.Bundle, TrustDomain: in.TrustDomain, Zone: in.Zone,
+		Position: in.View.Position(), Bundle: in.Bundle, TrustDomain: in.TrustDomain, Zone: in.Zone, AccessLog: in.AccessLog,
 		Listeners: sorted(b.listeners), Inbounds: sorted(b.inbounds), Clusters: sorted(b.clusters),
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(b.policies), catalog.Name.Compare) {

@@ -479,6 +479,27 @@ func TestMetricsAndNoSecretInLogs(t *testing.T) {
 	}
 }
 
+// The path of the access log comes with the plan; SIGHUP opens it anew, and ends nothing.
+func TestAccessLogFollowsHangups(t *testing.T) {
+	w := newWorld(t, echoApp(t))
+	path := filepath.Join(w.dir, "access.log")
+	w.plan.AccessLog = path
+	srv, _ := w.agent()
+	cmd := w.proxy()
+	eventually(t, "the plan is applied", func() bool { s := srv.Status(); return len(s) == 1 && s[0].Applied == w.plan.Position })
+	for range 2 {
+		c, err := w.talk()
+		must(t, err)
+		must(t, c.Close())
+		eventually(t, "both sides of the connection are logged", func() bool {
+			log, err := os.ReadFile(path)
+			return err == nil && bytes.Count(log, []byte(`"kind":"tcp"`)) == 2
+		})
+		must(t, os.Remove(path))
+		must(t, cmd.Process.Signal(syscall.SIGHUP))
+	}
+}
+
 func TestTooWideAStateDirectoryIsRefused(t *testing.T) {
 	w := newWorld(t, "127.0.0.1:1")
 	must(t, os.Mkdir(w.state, 0o750))

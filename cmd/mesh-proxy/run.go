@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -41,6 +43,7 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 	g, serving := errgroup.WithContext(serving)
 	g.Go(func() error { return plane.Run(serving) })
 	g.Go(func() error { return client.Run(serving, h) })
+	g.Go(func() error { return followHangup(serving, plane.ReopenAccessLog) })
 	g.Go(func() error { return serveMetrics(serving, cfg.metrics, registry, log) })
 	g.Go(func() error {
 		defer stop()
@@ -63,6 +66,21 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 		return fmt.Errorf("stopped: %w", err)
 	}
 	return nil
+}
+
+// followHangup makes the access log open its file anew on SIGHUP, as whoever rotates logs expects, until ctx ends.
+func followHangup(ctx context.Context, reopen func()) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			reopen()
+		}
+	}
 }
 
 // handler runs the plans of the feed on the data plane.

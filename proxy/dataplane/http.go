@@ -241,6 +241,9 @@ func (p *Plane) record(side direction, r *l7.Record) {
 		p.metrics.failures.WithLabelValues(string(side), r.Reason.String()).Inc()
 	}
 	l, ok := r.User.(*link)
+	if p.access.on.Load() {
+		p.access.request(side, r, l)
+	}
 	if !ok {
 		return // refused before the handler was asked: no HTTP as this mesh accepts it
 	}

@@ -37,9 +37,14 @@ type link struct {
 	// edge is that of destination, and set before the first byte; only the goroutine that serves the link touches both.
 	edge        *edge
 	destination catalog.Name
+	// For the access log: whom the bytes are for, which instance, and what the policy said last.
+	target   spiffe.ID
+	endpoint string
+	decision intentions.Decision
 
 	mu      sync.Mutex
 	cut     bool
+	ended   Reason // why it was cut
 	drained bool
 	cluster string // outbound: of the route that was taken last; empty if it was refused
 	sides   [2]net.Conn
@@ -58,6 +63,7 @@ func (p *Plane) newLink(side direction) *link {
 	l := &link{plane: p, direction: side, started: time.Now()}
 	l.touch(l.started)
 	l.attempt.link = l
+	l.decision.Rule = -1
 	return l
 }
 
@@ -70,7 +76,7 @@ func (l *link) lead(route *upstreamRoute) {
 		l.cluster = route.cluster.Name
 	}
 	l.mu.Unlock()
-	l.destination = route.destination
+	l.destination, l.target = route.destination, route.cluster.Service
 	l.edge = l.plane.metrics.edge(edgeKey{direction: outbound, source: route.source, destination: route.destination})
 }
 
@@ -91,7 +97,7 @@ func (l *link) abort(ctx context.Context, reason Reason) bool {
 	if l.cut {
 		return false
 	}
-	l.cut = true
+	l.cut, l.ended = true, reason
 	if l.http != nil {
 		l.http.Abort(abortReason(reason))
 	}
@@ -217,6 +223,7 @@ func (l *link) reviewTCP(now time.Time) Reason {
 func (l *link) begin(ex *l7.Exchange) {
 	l.mu.Lock()
 	l.exchange = ex
+	l.decision = intentions.Decision{Rule: -1}
 	l.request = intentions.HTTPRequest{
 		// Views of the head, which outlives the exchange. Decide keeps nothing.
 		Method:  unsafe.String(unsafe.SliceData(ex.Request.Method), len(ex.Request.Method)), //nolint:gosec // see above

@@ -17,12 +17,14 @@ import (
 
 // serveMesh serves one connection from another proxy. The order is the point: identity, table, policy.
 func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
+	accepted := time.Now()
 	conn, id, begun, err := p.handshake(ctx, nc)
 	if err != nil {
 		reason := handshakeReason(err)
 		p.metrics.handshakes.WithLabelValues(string(reason)).Inc()
 		p.log.LogAttrs(ctx, slog.LevelDebug, "handshake failed", slog.String("peer", nc.RemoteAddr().String()),
 			slog.String("reason", string(reason)), slog.Any("error", err))
+		p.access.handshake(nc.RemoteAddr(), time.Since(accepted), reason)
 		_ = nc.Close()
 		return
 	}
@@ -89,6 +91,7 @@ func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string
 		if p.draining.Load() {
 			return nil, false, ReasonDraining
 		}
+		l.target, l.endpoint = in.Service, in.Instance
 		var ok bool
 		if isHTTP, ok = in.http(alpn); !ok {
 			return nil, false, ReasonProtocol
@@ -121,6 +124,7 @@ func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string
 // decided counts a decision and tells of it.
 func (p *Plane) decided(ctx context.Context, l *link, to catalog.Name, d intentions.Decision) {
 	p.metrics.decided(d)
+	l.decision = d
 	if !p.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
@@ -135,6 +139,7 @@ func (p *Plane) refuse(ctx context.Context, l *link, reason Reason) {
 	p.log.LogAttrs(ctx, slog.LevelDebug, "connection refused", slog.String("direction", string(l.direction)),
 		slog.String("source", l.source.String()), slog.String("name", l.name), slog.String("listener", l.listener),
 		slog.String("reason", string(reason)))
+	p.access.connection(l, 0, 0, reason)
 }
 
 func (p *Plane) logCut(ctx context.Context, l *link, reason Reason) {

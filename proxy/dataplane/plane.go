@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -30,6 +31,7 @@ type Plane struct {
 	log     *slog.Logger
 	limits  Limits
 	metrics *metrics
+	access  *accessLog
 
 	snap       atomic.Pointer[snapshot]
 	appliedAt  atomic.Int64 // unix nanoseconds, 0 before the first plan
@@ -66,6 +68,9 @@ func New(cfg Config) (*Plane, error) {
 		return nil, err
 	}
 	p.metrics = m
+	if p.access, err = newAccessLog(p.log, cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
 	p.handshakes = make(chan struct{}, p.limits.Handshakes)
 	p.links.init(m.open.WithLabelValues(string(inbound)), m.open.WithLabelValues(string(outbound)))
 	p.snap.Store(&snapshot{})
@@ -85,6 +90,10 @@ func New(cfg Config) (*Plane, error) {
 	p.ingress = l7.NewServer(shared)
 	return p, nil
 }
+
+// ReopenAccessLog makes the access log open its file anew before the next line, for whoever has moved it away. Without the call
+// that takes up to a second more.
+func (p *Plane) ReopenAccessLog() { p.access.again() }
 
 func (p *Plane) current() *snapshot { return p.snap.Load() }
 
@@ -126,6 +135,7 @@ func (p *Plane) Apply(ctx context.Context, plan proxy.Config, keys []*ca.Leaf, s
 	now := time.Now()
 	p.snap.Store(next)
 	p.appliedAt.Store(now.UnixNano())
+	p.access.configure(plan.AccessLog)
 	p.metrics.planApplied(plan.Position.Revision, now, next.leaves)
 	closed := p.review(ctx, now, next, !before.config.Bundle.Equal(plan.Bundle))
 	before.retire(next)
@@ -150,6 +160,8 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 
+	stopLog := p.access.start()
+	defer stopLog() // after the last connection
 	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {

@@ -28,6 +28,7 @@ type pump struct {
 	bytes    prometheus.Counter
 	// large says that a large buffer is held; woken that the read deadline was moved to the past to get it back.
 	large, woken atomic.Bool
+	moved        int64 // bytes that were read
 	small        [smallBuffer]byte
 }
 
@@ -53,6 +54,7 @@ func (p *pump) run() error {
 		if n > 0 {
 			p.link.touch(time.Now())
 			p.bytes.Add(float64(n))
+			p.moved += int64(n)
 			if _, err := p.dst.Write(buf[:n]); err != nil {
 				return err
 			}
@@ -100,8 +102,10 @@ func (p *Plane) splice(l *link, client, server net.Conn) {
 	l.mu.Unlock()
 	l.touch(time.Now())
 	l.edge.conns.Inc()
+	var broken atomic.Bool
 	finish := func(p *pump) {
 		if err := p.run(); err != nil {
+			broken.Store(true)
 			reset(client)
 			reset(server)
 		}
@@ -115,4 +119,15 @@ func (p *Plane) splice(l *link, client, server net.Conn) {
 	<-done
 	_ = client.Close() // both directions ended: nothing is left to be told
 	_ = server.Close()
+	p.access.connection(l, up.moved, down.moved, l.outcome(broken.Load()))
+}
+
+// outcome tells why a TCP session ended, or "" if both its sides ended it.
+func (l *link) outcome(broken bool) Reason {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended == "" && broken {
+		return ReasonReset
+	}
+	return l.ended
 }

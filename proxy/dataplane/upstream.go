@@ -77,6 +77,7 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 			break
 		}
 		tried[n] = i
+		l.endpoint = route.endpoints[i].instance
 		e, state := route.endpoints[i], route.states[i]
 		state.Begin()
 		conn, err := p.dialMesh(ctx, e)

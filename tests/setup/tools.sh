@@ -24,6 +24,7 @@ test  python3  python3
 test  openssl  openssl
 test  ps       procps
 test  unshare  util-linux
+test  promtool prometheus
 bench wrk      wrk
 bench nginx    nginx-light
 bench haproxy  haproxy
@@ -45,7 +46,8 @@ missing() {
 }
 
 # install PACKAGE... installs without a question and starts no service:
-# distributions start nginx and haproxy on installation, on every address.
+# distributions start nginx, haproxy and prometheus on installation, on every
+# address.
 install() {
 	local policy=/usr/sbin/policy-rc.d
 	if [[ ! -e $policy ]]; then
@@ -111,6 +113,7 @@ main() {
 		case $package in
 		nginx-light) services+=(nginx) ;;
 		haproxy) services+=(haproxy) ;;
+		prometheus) services+=(prometheus prometheus-node-exporter) ;;
 		esac
 	done
 	# Names of packages hold no spaces: the split is meant.
