@@ -178,8 +178,8 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	group.Go(func() error { return m.lead(ctx) })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return m.serveGRPC(ctx, front.grpc, agents) })
-	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers, false) }) //nolint:contextcheck // requests bring their own
-	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers, true) })       //nolint:contextcheck // requests bring their own
+	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers.Handler(false), handlers.EndWatches) }) //nolint:contextcheck // requests bring their own
+	group.Go(func() error { return m.serveHTTP(ctx, admin, handlers.Handler(true), handlers.EndWatches) })       //nolint:contextcheck // requests bring their own
 	group.Go(func() error { return front.run(ctx) })
 	m.running.Store(&running{address: address, name: m.name})
 	m.log.InfoContext(ctx, "server is up", slog.String("name", m.name), slog.String("address", address),
@@ -222,15 +222,15 @@ func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *r
 	return nil
 }
 
-func (m *member) serveHTTP(ctx context.Context, listener net.Listener, handlers *api.API, local bool) error {
+func (m *member) serveHTTP(ctx context.Context, listener net.Listener, handler http.Handler, ending func()) error {
 	server := &http.Server{
-		Handler:           handlers.Handler(local),
+		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
 	}
-	server.RegisterOnShutdown(handlers.EndWatches)
+	server.RegisterOnShutdown(ending)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)

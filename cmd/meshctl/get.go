@@ -16,11 +16,38 @@ import (
 	"github.com/meshd/meshd/server/client"
 )
 
+// lister is what the flags of get and its short forms say.
+type lister struct {
+	labels []string
+	prefix string
+	all    bool
+	watch  bool
+}
+
+func (l *lister) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringArrayVarP(&l.labels, "selector", "l", nil, `only nodes with the label: "name=value", or "name"; may be repeated`)
+	f.StringVar(&l.prefix, "prefix", "", "only names that begin so; for instances that of the service, for intentions of the destination")
+	f.BoolVarP(&l.all, "all-namespaces", "A", false, "of every namespace, whatever MESH_NAMESPACE says")
+	f.BoolVarP(&l.watch, "watch", "w", false, "show what there is and then every change, until interrupted")
+}
+
+// selection is what the servers are asked for.
+func (l *lister) selection(a *app, kind client.Kind) client.Selection {
+	sel := client.Selection{Prefix: l.prefix, Labels: l.labels}
+	if kind != client.KindNode && kind != client.KindNamespace && !l.all {
+		sel.Namespace = a.setting(a.namespace, "MESH_NAMESPACE")
+	}
+	return sel
+}
+
 func (a *app) getCommand() *cobra.Command {
-	return &cobra.Command{
+	var l lister
+	c := &cobra.Command{
 		Use:   "get KIND [NAME]",
 		Short: "show resources: namespaces, nodes, services, instances, intentions, members",
 		Example: `  meshctl get services
+  meshctl get nodes -l rack=r1 --watch
   meshctl get node vm-017 -o yaml
   meshctl get intention web api`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -41,17 +68,22 @@ func (a *app) getCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.get(cmd, kind, args[1:])
+			return a.get(cmd, kind, args[1:], l)
 		},
 	}
+	l.flags(c)
+	return c
 }
 
 // shortGet is "meshctl services" for "meshctl get services".
 func (a *app) shortGet(kind client.Kind) *cobra.Command {
-	return &cobra.Command{
+	var l lister
+	c := &cobra.Command{
 		Use: kind.Collection() + " [NAME]", Aliases: []string{string(kind)}, Short: "show " + kind.Collection(), Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, kind, args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, kind, args, l) },
 	}
+	l.flags(c)
+	return c
 }
 
 func collections() []string {
@@ -80,7 +112,7 @@ func kindOf(s string) (client.Kind, error) {
 	return "", usage("%s", text)
 }
 
-func (a *app) get(cmd *cobra.Command, kind client.Kind, names []string) error {
+func (a *app) get(cmd *cobra.Command, kind client.Kind, names []string, l lister) error {
 	if err := a.checkFormat(); err != nil {
 		return err
 	}
@@ -88,42 +120,48 @@ func (a *app) get(cmd *cobra.Command, kind client.Kind, names []string) error {
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		list, err := api.List(cmd.Context(), kind)
+	sel, keep := l.selection(a, kind), func(client.Item) bool { return true }
+	if len(names) > 0 {
+		if len(l.labels) > 0 || l.prefix != "" {
+			return usage("--selector and --prefix are for lists; %q names what to show", strings.Join(names, " "))
+		}
+		ref, group, err := a.ref(kind, names)
 		if err != nil {
 			return err
 		}
-		return a.showItems(kind, a.inNamespace(list.Items))
-	}
-	ref, prefix, err := a.ref(kind, names)
-	if err != nil {
-		return err
-	}
-	if !prefix {
-		item, err := api.Get(cmd.Context(), ref)
-		if err != nil {
-			return err
+		if !group && !l.watch {
+			item, err := api.Get(cmd.Context(), ref)
+			if err != nil {
+				return err
+			}
+			return a.showItems(kind, []client.Item{item})
 		}
-		return a.showItems(kind, []client.Item{item})
+		sel, keep = around(ref)
 	}
-	list, err := api.List(cmd.Context(), kind)
+	if l.watch {
+		return a.watch(cmd, api, kind, sel, keep)
+	}
+	list, err := api.List(cmd.Context(), kind, sel)
 	if err != nil {
 		return err
 	}
-	items := slices.DeleteFunc(list.Items, func(i client.Item) bool { return !slices.Equal(i.Ref.Parts[:len(ref.Parts)], ref.Parts) })
-	if len(items) == 0 {
+	items := slices.DeleteFunc(list.Items, func(i client.Item) bool { return !keep(i) })
+	if len(names) > 0 && len(items) == 0 {
 		return fail(exitNotFound, "%s has no %s", strings.Join(names, " "), kind.Collection())
 	}
 	return a.showItems(kind, items)
 }
 
-// inNamespace keeps what is in the namespace that is asked for.
-func (a *app) inNamespace(items []client.Item) []client.Item {
-	ns := a.setting(a.namespace, "MESH_NAMESPACE")
-	if ns == "" {
-		return items
+// around is the smallest selection with everything whose parts begin as those
+// of ref, and what tells these from the rest of it.
+func around(ref client.Ref) (client.Selection, func(client.Item) bool) {
+	sel := client.Selection{Prefix: ref.Parts[0]}
+	if len(ref.Parts) > 1 {
+		sel = client.Selection{Namespace: ref.Parts[0], Prefix: ref.Parts[1]}
 	}
-	return slices.DeleteFunc(items, func(i client.Item) bool { return len(i.Ref.Parts) > 1 && i.Ref.Parts[0] != ns })
+	return sel, func(i client.Item) bool {
+		return len(i.Ref.Parts) >= len(ref.Parts) && slices.Equal(i.Ref.Parts[:len(ref.Parts)], ref.Parts)
+	}
 }
 
 // ref reads the name of a resource as people write it. With prefix it names
@@ -167,9 +205,6 @@ func (a *app) qualifySource(s string) string {
 
 func (a *app) showItems(kind client.Kind, items []client.Item) error {
 	t := table{}
-	for _, i := range items {
-		t.names = append(t.names, string(kind)+"/"+i.Name)
-	}
 	row := rowers[kind]
 	t.columns, t.wide = row.columns, row.wide
 	for _, i := range items {
@@ -177,6 +212,7 @@ func (a *app) showItems(kind client.Kind, items []client.Item) error {
 		if err != nil {
 			return fmt.Errorf("%s %s: this version cannot read it: %w", kind, i.Name, err)
 		}
+		t.names = append(t.names, string(kind)+"/"+i.Name)
 		t.rows = append(t.rows, r)
 	}
 	if a.format == "yaml" {

@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup:               startServer,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "follow": follow, "sees": sees, "interrupt": interrupt},
 	})
 }
 
@@ -92,6 +92,7 @@ func startServer(env *testscript.Env) error {
 		ended <- err
 		return fmt.Errorf("the server did not start: %w", err)
 	}
+	env.Values[followedKey{}] = &followed{}
 	env.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("MESH_ADDR", "unix://"+socket)
 	env.Setenv("server", s.Address())

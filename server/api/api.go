@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshd/meshd/ca"
@@ -55,12 +56,18 @@ type Config struct {
 	Addresses []string
 	// Now is time.Now unless a test needs another.
 	Now func() time.Time
+	// Heartbeat is how often a watch without news says that it lives; 15 s when
+	// zero.
+	Heartbeat time.Duration
 }
 
 // API handles requests. It is safe for concurrent use.
 type API struct {
-	cfg   Config
-	kinds []collection
+	cfg     Config
+	kinds   []collection
+	watches chan struct{} // a place for each
+	ending  chan struct{} // closed by EndWatches
+	end     sync.Once
 }
 
 const (
@@ -74,7 +81,13 @@ func New(cfg Config) *API {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &API{cfg: cfg, kinds: collections(cfg.Info.TrustDomain)}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = defaultHeartbeat
+	}
+	return &API{
+		cfg: cfg, kinds: collections(cfg.Info.TrustDomain),
+		watches: make(chan struct{}, maxWatches), ending: make(chan struct{}),
+	}
 }
 
 // A route is one line of the API.
@@ -97,6 +110,9 @@ type call struct {
 	id  string
 	// out takes an answer that is no JSON.
 	out http.ResponseWriter
+	// allowed tells whether the caller may still do what was asked for, as a token
+	// can expire or be taken away while a watch lasts.
+	allowed func() error
 }
 
 // written is the answer of a handler that has written to call.out.
@@ -199,16 +215,18 @@ func (a *API) serve(r route, local bool) http.Handler {
 }
 
 func (a *API) answer(c *call, r route, local bool) (any, error) {
-	who, err := a.authenticate(c.Request, local)
-	if err != nil {
-		return nil, err
-	}
-	c.who = who
 	what := acl.Request{Verb: r.verb, Resource: r.resource}
 	if r.object != nil {
 		what.Namespace, what.Name = r.object(c.Request)
 	}
-	if err := acl.Authorize(who, what); err != nil {
+	c.allowed = func() error {
+		var err error
+		if c.who, err = a.authenticate(c.Request, local); err != nil {
+			return err
+		}
+		return acl.Authorize(c.who, what)
+	}
+	if err := c.allowed(); err != nil {
 		return nil, err
 	}
 	return r.handle(c)
@@ -238,6 +256,10 @@ func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) 
 		Code: client.CodeUnauthorized, Message: "the token is unknown or expired", Next: "check MESH_TOKEN or MESH_TOKEN_FILE",
 	}
 }
+
+// EndWatches ends the watches that run, and those that come: a server that stops
+// does not wait for them. It may be called more than once.
+func (a *API) EndWatches() { a.end.Do(func() { close(a.ending) }) }
 
 func newRequestID() string {
 	var b [8]byte

@@ -27,6 +27,15 @@ type collection interface {
 	// parts returns what a URL of pattern names, for ref.
 	parts(*http.Request) []string
 	list(*state.Snapshot) []client.Item
+	// namespaced reports whether resources of the kind are in namespaces, labeled
+	// whether they have labels.
+	namespaced() bool
+	labeled() bool
+	// page returns at most limit items after the one that the parts name (nil:
+	// from the first on), and whether there are more.
+	page(s *state.Snapshot, sel selection, after []string, limit int) (items []client.Item, more bool, err error)
+	// follow returns what a watch has to send.
+	follow(selection) follower
 	// get returns nil if there is none.
 	get(*state.Snapshot, client.Ref) (*client.Item, error)
 	// decode reads and validates a spec.
@@ -59,6 +68,11 @@ type table[K comparable, V interface{ Validate() error }] struct {
 	scope func(K) (namespace, name string)
 	// status is what the mesh knows of a resource; nil: nothing.
 	status func(*state.Snapshot, K) any
+	// touched returns the resources whose status a change of another table may
+	// have changed; nil: none.
+	touched func(*state.Snapshot, state.Change) []K
+	// labels are those of a spec; nil: the kind has none.
+	labels func(V) map[string]string
 	// before checks a write against the rest of the state, in its transaction.
 	before func(*state.Tx, K, V) ([]string, error)
 	// beforeRemove does so for a delete.
@@ -95,6 +109,9 @@ func (t *table[K, V]) object(r *http.Request) (namespace, name string) {
 
 func (t *table[K, V]) item(s *state.Snapshot, k K, rec state.Record[V]) client.Item {
 	i := client.Item{Kind: t.name, Name: t.show(k), Ref: t.ref(k), Revision: rec.Revision, Spec: rec.Raw}
+	if rec.Err != nil && !jsontext.Value(rec.Raw).IsValid() {
+		i.Spec = []byte("null") // damaged; the log has said so
+	}
 	if t.status != nil {
 		if st := t.status(s, k); st != nil {
 			i.Status, _ = json.Marshal(st) // a struct of our own: it always can be

@@ -64,11 +64,24 @@ func namespaces() collection {
 func nodes() collection {
 	return &table[string, catalog.Node]{
 		name: client.KindNode, res: acl.Node, segments: []string{"name"}, table: state.Nodes,
-		key:   oneName,
-		keyOf: func(n catalog.Node) (string, error) { return n.Name, nil },
-		ref:   func(k string) client.Ref { return client.Ref{Kind: client.KindNode, Parts: []string{k}} },
-		show:  plain,
-		scope: func(k string) (string, string) { return "", k },
+		key:    oneName,
+		keyOf:  func(n catalog.Node) (string, error) { return n.Name, nil },
+		ref:    func(k string) client.Ref { return client.Ref{Kind: client.KindNode, Parts: []string{k}} },
+		show:   plain,
+		scope:  func(k string) (string, string) { return "", k },
+		labels: func(n catalog.Node) map[string]string { return n.Labels },
+		touched: func(_ *state.Snapshot, c state.Change) []string {
+			if k, ok := state.NodeStatuses.Key(c); ok {
+				return []string{k}
+			}
+			if k, ok := state.Leases.Key(c); ok {
+				return []string{k}
+			}
+			if k, ok := state.Instances.Key(c); ok {
+				return []string{k.Node}
+			}
+			return nil
+		},
 		status: func(s *state.Snapshot, k string) any {
 			st := client.NodeStatus{State: "unknown"}
 			if rec, ok := state.NodeStatuses.Get(s, k); ok {
@@ -104,6 +117,16 @@ func services() collection {
 		show:   catalog.Name.Short,
 		scope:  func(k catalog.Name) (string, string) { return k.Namespace, k.Name },
 		status: func(s *state.Snapshot, k catalog.Name) any { return serviceStatus(s, k) },
+		touched: func(s *state.Snapshot, c state.Change) []catalog.Name {
+			var names []catalog.Name
+			if k, ok := state.Instances.Key(c); ok {
+				names = append(names, k.Service)
+			}
+			for _, k := range touchedInstances(s, c) {
+				names = append(names, k.Service)
+			}
+			return names
+		},
 		before: func(tx *state.Tx, k catalog.Name, s catalog.Service) ([]string, error) {
 			if err := exists(tx, "namespace", k.Namespace); err != nil {
 				return nil, err
@@ -130,6 +153,22 @@ func services() collection {
 			return nil
 		},
 	}
+}
+
+// touchedInstances are those whose health or staleness a change may concern.
+func touchedInstances(s *state.Snapshot, c state.Change) []catalog.InstanceKey {
+	if k, ok := state.InstanceStatuses.Key(c); ok {
+		return []catalog.InstanceKey{k}
+	}
+	node, ok := state.Leases.Key(c)
+	if !ok {
+		return nil
+	}
+	var keys []catalog.InstanceKey
+	for k := range s.InstancesOn(node) {
+		keys = append(keys, k)
+	}
+	return keys
 }
 
 func serviceStatus(s *state.Snapshot, k catalog.Name) client.ServiceStatus {
@@ -178,6 +217,7 @@ func instances() collection {
 			st, stale := instanceState(s, k)
 			return client.InstanceStatus{InstanceStatus: st, Stale: stale}
 		},
+		touched:  touchedInstances,
 		readOnly: "agents register them from services.d",
 	}
 }

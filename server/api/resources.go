@@ -13,16 +13,6 @@ import (
 	"github.com/meshd/meshd/server/state"
 )
 
-func (a *API) list(k collection) func(*call) (any, error) {
-	return func(c *call) (any, error) {
-		s, err := a.fresh(c)
-		if err != nil {
-			return nil, err
-		}
-		return client.List{Position: s.Position(), Items: k.list(s)}, nil
-	}
-}
-
 func (a *API) get(k collection) func(*call) (any, error) {
 	return func(c *call) (any, error) {
 		s, err := a.fresh(c)

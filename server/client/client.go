@@ -131,10 +131,42 @@ func (c *Client) Roots(ctx context.Context) (ca.Bundle, error) {
 	return b, c.do(ctx, http.MethodGet, "/v1/ca/roots", nil, &b)
 }
 
-// List returns all resources of a kind, linearizably.
-func (c *Client) List(ctx context.Context, kind Kind) (List, error) {
-	var l List
-	return l, c.do(ctx, http.MethodGet, "/v1/"+kind.Collection(), nil, &l)
+// pageSize is how many resources List asks for at once.
+const pageSize = 500
+
+// List returns the selected resources of a kind, linearizably. Long lists come
+// in pages, of which each is as new as its own call: Position is that of the
+// first one. What exists all the while is there once.
+func (c *Client) List(ctx context.Context, kind Kind, sel Selection) (List, error) {
+	var all List
+	q := sel.query()
+	q.Set("limit", strconv.Itoa(pageSize))
+	for first := true; first || all.Continue != ""; first = false {
+		var page List
+		if err := c.do(ctx, http.MethodGet, "/v1/"+kind.Collection()+"?"+q.Encode(), nil, &page); err != nil {
+			return all, err
+		}
+		if first {
+			all.Position = page.Position
+		}
+		all.Items, all.Continue = append(all.Items, page.Items...), page.Continue
+		q.Set("continue", page.Continue)
+	}
+	return all, nil
+}
+
+func (s Selection) query() url.Values {
+	q := url.Values{}
+	if s.Namespace != "" {
+		q.Set("namespace", s.Namespace)
+	}
+	if s.Prefix != "" {
+		q.Set("prefix", s.Prefix)
+	}
+	for _, l := range s.Labels {
+		q.Add("label", l)
+	}
+	return q
 }
 
 // Get returns one resource. A missing one is an *Error with CodeNotFound.

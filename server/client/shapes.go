@@ -79,10 +79,49 @@ type Item struct {
 	Status json.RawMessage `json:"status,omitempty"`
 }
 
-// List is a collection at one position.
+// List is a collection, or a page of it, at one position.
 type List struct {
 	Position catalog.Position `json:"position"`
 	Items    []Item           `json:"items"`
+	// Continue asks for the next page; empty: this is the last one.
+	Continue string `json:"continue,omitempty"`
+}
+
+// Selection limits a list or a watch. The zero Selection is everything.
+type Selection struct {
+	// Namespace is that of services, instances, and the destinations of
+	// intentions. Other kinds have none.
+	Namespace string
+	// Prefix is how the names begin: of services for instances, of destinations
+	// for intentions. It says nothing of the namespace.
+	Prefix string
+	// Labels are "name=value", or "name" for any value; all must hold. Only nodes
+	// have labels.
+	Labels []string
+}
+
+// The types of an Event.
+const (
+	// EventReset begins the whole state: forget what you have. It is the first
+	// event, and comes again when the state was restored from a snapshot, or when
+	// this reader was too slow.
+	EventReset = "reset"
+	// EventPut is a resource as it is now.
+	EventPut = "put"
+	// EventDelete is a resource that is gone, or no longer selected.
+	EventDelete = "delete"
+	// EventPosition says that all up to Position has been sent. It follows the
+	// state that a reset began, and each batch of changes.
+	EventPosition = "position"
+)
+
+// Event is one line of a watch.
+type Event struct {
+	Type string
+	// Position is that of EventReset and EventPosition.
+	Position catalog.Position
+	// Item is that of EventPut, and for EventDelete its Kind, Name and Ref.
+	Item Item
 }
 
 // NodeStatus is the status of a node's Item.

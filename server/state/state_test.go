@@ -450,3 +450,42 @@ func FuzzKeyText(f *testing.F) {
 		}
 	})
 }
+
+func TestAfter(t *testing.T) {
+	t.Parallel()
+	s, _ := start(t)
+	// In the order of stored keys, which are escaped, and between other tables.
+	names := []string{"a", "a-b", "a-bc", "ab", "b"}
+	update(t, s, func(tx *state.Tx) error {
+		if err := state.Namespaces.Put(tx, "zz", catalog.Namespace{Name: "zz"}); err != nil {
+			return err
+		}
+		if err := state.NodeStatuses.Put(tx, "a", catalog.NodeStatus{}); err != nil {
+			return err
+		}
+		for _, n := range names {
+			if err := state.Nodes.Put(tx, n, catalog.Node{Name: n}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	var all []string
+	for n := range state.Nodes.All(s.Snapshot()) {
+		all = append(all, n)
+	}
+	if diff := cmp.Diff(names, all); diff != "" {
+		t.Fatalf("All (-want +got):\n%s", diff)
+	}
+	for key, want := range map[string][]string{
+		"": names, "a": names[1:], "a-a": names[1:], "a-b": names[2:], "aa": names[3:], "b": nil, "z": nil, "A": names,
+	} {
+		var got []string
+		for n := range state.Nodes.After(s.Snapshot(), key) {
+			got = append(got, n)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("after %q (-want +got):\n%s", key, diff)
+		}
+	}
+}

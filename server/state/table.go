@@ -75,6 +75,21 @@ func (t *Table[K, V]) Get(r Reader, key K) (Record[V], bool) {
 // yields the state before it, and the transaction does not come to depend on it.
 func (t *Table[K, V]) All(r Reader) iter.Seq2[K, Record[V]] { return t.under(r, t.prefix()) }
 
+// After yields the records whose keys come after the given one, in the order of
+// All, whether there is a record under that key or not.
+func (t *Table[K, V]) After(r Reader, key K) iter.Seq2[K, Record[V]] {
+	return func(yield func(K, Record[V]) bool) {
+		after, prefix := t.Path(key), t.prefix()
+		it := r.snapshot().tree.Root().Iterator()
+		it.SeekLowerBound([]byte(after))
+		for path, value, ok := it.Next(); ok && strings.HasPrefix(string(path), prefix); path, value, ok = it.Next() {
+			if e, is := value.(*entry[K, V]); is && string(path) != after && !yield(e.key, e.Record) {
+				return
+			}
+		}
+	}
+}
+
 // Len returns how many records the table has, without reading them.
 func (t *Table[K, V]) Len(r Reader) int { return r.snapshot().counts[t.index] }
 

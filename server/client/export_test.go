@@ -1,0 +1,4 @@
+package client
+
+// ReadEvents is the reader of server-sent events.
+var ReadEvents = readEvents
