@@ -13,6 +13,7 @@ import (
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/proxy/l7"
+	"github.com/meshd/meshd/proxy/sock"
 )
 
 // serveMesh serves one connection from another proxy. The order is the point: identity, table, policy.
@@ -70,7 +71,7 @@ func (p *Plane) handshake(ctx context.Context, nc *net.TCPConn) (*tls.Conn, spif
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
 	defer cancel()
 	s := p.current()
-	turn := &turnstile{TCPConn: nc, slots: p.handshakes}
+	turn := &turnstile{Conn: sock.New(nc), slots: p.handshakes}
 	defer turn.end()
 	conn := tls.Server(turn, p.serverTLS)
 	if err := conn.HandshakeContext(ctx); err != nil {

@@ -6,11 +6,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"sync"
 	"time"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/proxy/sock"
 )
 
 const (
@@ -67,7 +67,7 @@ func (pr *proof) expired(now time.Time) bool { return !pr.until.IsZero() && now.
 // dialedConn is the TCP connection under the TLS of a connection to another proxy. It is in the set of all such from the end
 // of its handshake until it is closed, by whomever.
 type dialedConn struct {
-	*net.TCPConn
+	*sock.Conn
 	set   *dialedSet
 	proof proof
 }
@@ -75,7 +75,7 @@ type dialedConn struct {
 // Close closes the connection.
 func (d *dialedConn) Close() error {
 	d.set.remove(d)
-	return d.TCPConn.Close()
+	return d.Conn.Close()
 }
 
 // dialedSet holds the connections to other proxies, pooled ones included.
@@ -139,7 +139,7 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &dialedConn{TCPConn: tc, set: &p.dialed}
+	d := &dialedConn{Conn: sock.New(tc), set: &p.dialed}
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
 	defer cancel()
 	conn := tls.Client(d, e.tls)

@@ -1,6 +1,6 @@
 package dataplane
 
-import "net"
+import "github.com/meshd/meshd/proxy/sock"
 
 // turnstile is the connection under a TLS handshake. It takes one of a few slots
 // while the handshake computes, and gives it back while it waits for the peer:
@@ -8,7 +8,7 @@ import "net"
 // plain connection. A read that waits ends with the handshake's context, which
 // closes the connection.
 type turnstile struct {
-	*net.TCPConn
+	*sock.Conn
 	slots chan struct{}
 	held  bool
 	over  bool
@@ -17,7 +17,7 @@ type turnstile struct {
 // Read implements net.Conn.
 func (t *turnstile) Read(b []byte) (int, error) {
 	if t.over {
-		return t.TCPConn.Read(b)
+		return t.Conn.Read(b)
 	}
 	t.release()
 	n, err := t.TCPConn.Read(b)

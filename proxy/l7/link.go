@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/meshd/meshd/proxy/sock"
 )
 
 // epoch is what instants are counted from: an int64 of monotonic nanoseconds
@@ -50,6 +52,9 @@ type link struct {
 }
 
 func (l *link) init(nc net.Conn) {
+	if tc, ok := nc.(*net.TCPConn); ok {
+		nc = sock.New(tc)
+	}
 	*l = link{nc: nc, tcp: nc, plain: true}
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		l.tcp, l.plain = under.NetConn(), false
@@ -60,7 +65,7 @@ func (l *link) init(nc net.Conn) {
 		}
 	}
 	l.peek = func(fd uintptr) bool {
-		l.n, l.err = peekFD(fd)
+		l.n, l.err = sock.Peek(fd)
 		return true
 	}
 }
@@ -221,7 +226,7 @@ func (l *link) quiet() bool {
 	if err := l.raw.Read(l.peek); err != nil {
 		return false
 	}
-	return errors.Is(l.err, errWouldBlock)
+	return errors.Is(l.err, syscall.EAGAIN)
 }
 
 // gone reports, without blocking, that the peer closed or reset. Bytes that
@@ -233,7 +238,7 @@ func (l *link) gone() bool {
 	if l.raw == nil || !l.clearDeadline() || l.raw.Read(l.peek) != nil {
 		return false
 	}
-	return l.n == 0 && l.err == nil || l.err != nil && !errors.Is(l.err, errWouldBlock)
+	return l.n == 0 && l.err == nil || l.err != nil && !errors.Is(l.err, syscall.EAGAIN)
 }
 
 // clearDeadline makes room for a probe: a deadline that is past refuses even a
@@ -256,8 +261,8 @@ func (l *link) await(by int64, get func() []byte, put func(), small []byte) (n i
 	}
 	if l.try == nil {
 		l.try = func(fd uintptr) bool {
-			l.n, l.err = readFD(fd, get())
-			if errors.Is(l.err, errWouldBlock) {
+			l.n, l.err = sock.Read(fd, get())
+			if errors.Is(l.err, syscall.EAGAIN) {
 				put()
 				return false
 			}
