@@ -21,6 +21,7 @@ var ErrAlgorithm = errors.New("unknown balancing algorithm")
 // that was never used.
 type State struct {
 	outstanding atomic.Int64
+	health
 	// The counter is written on every request: keep other endpoints' off its cache line.
 	_ [56]byte
 }
@@ -51,7 +52,8 @@ func (c *Candidate) weight() int { return max(c.Weight, 1) }
 // and does not allocate.
 type Picker interface {
 	// Pick returns the index of a candidate that is not in tried, or -1 if none is left. tried are indexes that Pick returned
-	// before for the same request; the slice is not kept.
+	// before for the same request; the slice is not kept. Ejected candidates are left out, but for two cases: the pick is the
+	// probe of one whose time has come, or all that are left are ejected. Whoever picked tells State.Fail or State.Succeed.
 	Pick(tried []int) int
 }
 

@@ -21,8 +21,21 @@ type leastRequest struct {
 // tier is a run of candidates of one tier.
 type tier struct {
 	near, far group
-	// share is how much of the traffic stays nearby while there are both, 0 to 1.
-	share float64
+	// zone is the weight of what the zone has when all is well.
+	zone int
+	// planned is the share while none is ejected.
+	planned float64
+}
+
+// share is how much of a tier's traffic stays nearby if so much weight there is usable, 0 to 1.
+func (t *tier) share(usable int) float64 {
+	switch {
+	case usable == 0:
+		return 0
+	case t.far.total == 0:
+		return 1
+	}
+	return min(1, overprovision*float64(usable)/float64(t.zone))
 }
 
 // group is a run of candidates among which only weight and load decide.
@@ -48,10 +61,9 @@ func newLeastRequest(sorted []Candidate, place []int, zoneWeight int) Picker {
 		for middle < end && !sorted[middle].Far {
 			middle++
 		}
-		t := tier{near: newGroup(sorted, start, middle), far: newGroup(sorted, middle, end), share: 1}
-		if zoneWeight > t.near.total {
-			t.share = min(1, overprovision*float64(t.near.total)/float64(zoneWeight))
-		}
+		t := tier{near: newGroup(sorted, start, middle), far: newGroup(sorted, middle, end)}
+		t.zone = max(zoneWeight, t.near.total)
+		t.planned = t.share(t.near.total)
 		p.tiers = append(p.tiers, t)
 		start = end
 	}
@@ -74,47 +86,114 @@ func newGroup(sorted []Candidate, start, end int) group {
 
 // Pick implements Picker.
 func (p *leastRequest) Pick(tried []int) int {
-	for i := range p.tiers {
-		if at := p.pickTier(&p.tiers[i], tried); at >= 0 {
-			return p.place[at]
+	for _, all := range [...]bool{false, true} {
+		for i := range p.tiers {
+			if at := p.pickTier(&p.tiers[i], tried, all); at >= 0 {
+				return p.place[at]
+			}
 		}
 	}
 	return -1
 }
 
-func (p *leastRequest) pickTier(t *tier, tried []int) int {
-	first, second := &t.near, &t.far
-	if t.share < 1 && rand.Float64() >= t.share { //nolint:gosec // load, not secrecy
-		first, second = second, first
+// pickTier picks from one tier, of all in it or only of those that are not ejected.
+func (p *leastRequest) pickTier(t *tier, tried []int, all bool) int {
+	if t.planned == 1 || t.planned > 0 && rand.Float64() < t.planned { //nolint:gosec // load, not secrecy
+		if at := p.pickIn(&t.near, tried, all, t); at >= 0 {
+			return at
+		}
 	}
-	if at := p.pickIn(first, tried); at >= 0 {
+	if at := p.pickIn(&t.far, tried, all, nil); at >= 0 {
 		return at
 	}
-	return p.pickIn(second, tried)
+	return p.pickIn(&t.near, tried, all, nil)
 }
 
-func (p *leastRequest) pickIn(g *group, tried []int) int {
+// pickIn picks from one group. With a tier it is the group nearby, and -1 may also mean that this request shall go far.
+func (p *leastRequest) pickIn(g *group, tried []int, all bool, t *tier) int {
 	switch n := g.end - g.start; {
 	case n == 0:
 		return -1
 	case len(tried) > 0:
-		return p.best(g, tried)
-	case n == 1:
+		return p.best(g, tried, all)
+	case all && n == 1:
 		return g.start
+	case all:
+		a := g.draw(-1)
+		return p.less(a, g.draw(a))
 	}
 	a := g.draw(-1)
-	return p.less(a, g.draw(a))
+	if p.ejected(a) {
+		if p.candidates[a].State.probe() {
+			return a
+		}
+		return p.pickUsable(g, t)
+	}
+	if g.end-g.start == 1 {
+		return a
+	}
+	for range drawsOfSecond {
+		if b := g.draw(a); !p.ejected(b) {
+			return p.less(a, b)
+		} else if p.candidates[b].State.probe() {
+			return b
+		}
+	}
+	return a
+}
+
+// drawsOfSecond is how often the second of two choices is drawn before the first is taken without one.
+const drawsOfSecond = 3
+
+func (p *leastRequest) ejected(i int) bool { return p.candidates[i].State.Ejected() }
+
+// pickUsable is for draws that hit an ejected candidate: it draws among the usable ones. A draw that hits a usable one at once
+// and one that comes here give each the same share.
+func (p *leastRequest) pickUsable(g *group, t *tier) int {
+	usable := 0
+	for i := g.start; i < g.end; i++ {
+		if !p.ejected(i) {
+			usable += p.candidates[i].weight()
+		}
+	}
+	if usable == 0 {
+		return -1
+	}
+	if t != nil && usable < g.total {
+		// The part that should leave, of those that come here.
+		leave := 1 - t.share(usable)/t.planned
+		if rand.Float64() < leave/(1-float64(usable)/float64(g.total)) { //nolint:gosec // load, not secrecy
+			return -1
+		}
+	}
+	return p.less(p.drawUsable(g, usable), p.drawUsable(g, usable))
+}
+
+// drawUsable is a draw by weight among candidates that are not ejected and weigh so much together. Ejections that happen
+// meanwhile may make it return one that is ejected now.
+func (p *leastRequest) drawUsable(g *group, weight int) int {
+	r, last := rand.IntN(weight), g.start //nolint:gosec // load, not secrecy
+	for i := g.start; i < g.end; i++ {
+		if p.ejected(i) {
+			continue
+		}
+		last = i
+		if r -= p.candidates[i].weight(); r < 0 {
+			break
+		}
+	}
+	return last
 }
 
 // best looks at all that are left. It is for another try after a failure, which is rare.
-func (p *leastRequest) best(g *group, tried []int) int {
+func (p *leastRequest) best(g *group, tried []int, all bool) int {
 	n := g.end - g.start
 	offset := rand.IntN(n) //nolint:gosec // load, not secrecy
 	best := -1
 	for k := range n {
 		i := g.start + (offset+k)%n
 		switch {
-		case slices.Contains(tried, p.place[i]):
+		case slices.Contains(tried, p.place[i]), !all && p.ejected(i):
 		case best < 0:
 			best = i
 		default:

@@ -168,6 +168,7 @@ func (a *attempt) next() bool {
 	a.n++
 	a.state = a.route.states[i]
 	a.state.Begin()
+	a.link.plane.health.picked(a.route, a.state)
 	a.ex.Record.Endpoint = a.route.endpoints[i].instance
 	a.set(a.route.endpoints[i].pool.Forward(a.ex))
 	return true
@@ -177,8 +178,14 @@ func (a *attempt) next() bool {
 func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 	for {
 		head, err := a.inner.Head(w)
-		if err == nil || a.route == nil || a.state == nil {
+		if a.route == nil || a.state == nil {
 			return head, err
+		}
+		if err == nil {
+			if a.state.Ejected() { // it answered on a connection that it had kept
+				a.link.plane.succeeded(context.Background(), a.route.endpoints[a.tried[a.n-1]])
+			}
+			return head, nil
 		}
 		failure, ok := errors.AsType[*l7.Error](err)
 		if !ok || failure.Reason != l7.ConnectFailed {

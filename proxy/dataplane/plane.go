@@ -32,6 +32,7 @@ type Plane struct {
 	limits  Limits
 	metrics *metrics
 	access  *accessLog
+	health  *healthMetrics
 
 	snap       atomic.Pointer[snapshot]
 	appliedAt  atomic.Int64 // unix nanoseconds, 0 before the first plan
@@ -68,6 +69,9 @@ func New(cfg Config) (*Plane, error) {
 		return nil, err
 	}
 	p.metrics = m
+	if p.health, err = newHealthMetrics(cfg.Registerer, p.current); err != nil {
+		return nil, err
+	}
 	if p.access, err = newAccessLog(p.log, cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}

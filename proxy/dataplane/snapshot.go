@@ -88,6 +88,9 @@ type endpointKey struct {
 // endpoint is one instance of a destination, seen by one local service.
 type endpoint struct {
 	instance, address, alpn string
+	key                     endpointKey
+	port                    string
+	state                   *balance.State
 	tls                     *tls.Config
 	pool                    *l7.Pool // for HTTP
 	made                    time.Time
@@ -206,10 +209,10 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 			e = before.endpoints[key]
 		}
 		if e == nil || e.stale(time.Now()) {
-			e = p.newEndpoint(key, ep.Instance)
+			e = p.newEndpoint(key, ep.Instance, cl.Port, s.states.State(key.Key))
 		}
 		s.endpoints[key] = e
-		state := s.states.State(key.Key)
+		state := e.state // that of the registry, which keeps it as long as the endpoint is kept
 		route.endpoints, route.states = append(route.endpoints, e), append(route.states, state)
 		candidates = append(candidates, balance.Candidate{
 			State: state, Tier: ep.Tier, Weight: ep.Weight, Far: s.config.Zone != "" && ep.Zone != s.config.Zone,
@@ -220,10 +223,10 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 	return route, err
 }
 
-func (p *Plane) newEndpoint(key endpointKey, instance string) *endpoint {
+func (p *Plane) newEndpoint(key endpointKey, instance, port string, state *balance.State) *endpoint {
 	source := key.source
 	e := &endpoint{
-		instance: instance, address: key.address, alpn: key.alpn, made: time.Now(),
+		instance: instance, address: key.address, alpn: key.alpn, key: key, port: port, state: state, made: time.Now(),
 		tls: ca.ClientConfig(ca.ClientOptions{
 			Leaf:       func() (*tls.Certificate, error) { return p.current().certificate(source) },
 			Bundle:     p.bundle,
@@ -234,7 +237,7 @@ func (p *Plane) newEndpoint(key endpointKey, instance string) *endpoint {
 	}
 	if key.alpn == alpnHTTP1 {
 		e.pool = l7.NewPool(l7.PoolConfig{
-			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialMesh(ctx, e) },
+			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialEndpoint(ctx, e) },
 			ConnectTimeout: p.limits.ConnectTimeout + p.limits.HandshakeTimeout,
 			Limits:         p.limits.Head,
 		})

@@ -80,7 +80,8 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 		l.endpoint = route.endpoints[i].instance
 		e, state := route.endpoints[i], route.states[i]
 		state.Begin()
-		conn, err := p.dialMesh(ctx, e)
+		p.health.picked(route, state)
+		conn, err := p.dialEndpoint(ctx, e)
 		if err == nil {
 			l.adopt(conn)
 			return conn, state.End, ""
