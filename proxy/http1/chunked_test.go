@@ -106,6 +106,11 @@ func FuzzChunked(f *testing.F) {
 		piece = max(1, piece&63)
 		data, rest, _, err := decode(string(in), 1<<20)
 		dripped, dripRest, _, dripErr := decode(string(in), piece)
+		if errors.Is(dripErr, http1.ErrShort) && outcome(err) == "400" {
+			// Trailers that come in drips are looked at when they are complete: the
+			// same bytes are refused, only later.
+			dripped, dripRest, _, dripErr = decode(string(in)+"\r\n\r\n", piece)
+		}
 		if outcome(err) != outcome(dripErr) || errors.Is(err, io.EOF) && (data != dripped || rest != dripRest) {
 			t.Fatalf("%q: at once %q, %v; in pieces of %d %q, %v", in, data, err, piece, dripped, dripErr)
 		}
