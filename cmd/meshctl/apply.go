@@ -56,10 +56,11 @@ func fileFlag(c *cobra.Command, paths *[]string) {
 func (a *app) applyCommand() *cobra.Command {
 	var paths []string
 	var dry bool
+	var set setFlags
 	var w waiter
 	c := &cobra.Command{
 		Use: "apply -f PATH", Short: "write the resources of manifests, all or none", Args: exactly(0, "no arguments but -f"),
-		Example: "  meshctl apply -f mesh.hcl\n  meshctl apply -f intentions/ --dry-run",
+		Example: "  meshctl apply -f mesh.hcl\n  meshctl apply -f intentions/ --dry-run\n  meshctl apply -f shop/ --set shop --prune",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			docs, err := a.load(paths)
 			if err != nil {
@@ -70,7 +71,7 @@ func (a *app) applyCommand() *cobra.Command {
 				return err
 			}
 			req := applyRequest(docs)
-			req.DryRun = dry
+			req.DryRun, req.Set, req.Prune = dry, set.name, set.prune
 			before := w.before(cmd.Context(), api, docNames(docs))
 			result, err := api.Apply(cmd.Context(), req)
 			if err != nil {
@@ -87,6 +88,7 @@ func (a *app) applyCommand() *cobra.Command {
 	}
 	fileFlag(c, &paths)
 	c.Flags().BoolVar(&dry, "dry-run", false, "show what would change, write nothing")
+	set.flags(c)
 	w.flags(c)
 	return c
 }
@@ -186,18 +188,51 @@ func expand(paths []string) ([]string, error) {
 	return files, nil
 }
 
+// setFlags name the set that resources belong to.
+type setFlags struct {
+	name  string
+	prune bool
+}
+
+func (s *setFlags) flags(c *cobra.Command) {
+	c.Flags().StringVar(&s.name, "set", "", "record that the resources belong to the set; a set has any size")
+	c.Flags().BoolVar(&s.prune, "prune", false, "delete what belongs to the set and is no longer in the files")
+}
+
 func (a *app) deleteCommand() *cobra.Command {
-	return &cobra.Command{
+	var prune bool
+	c := &cobra.Command{
 		Use: "delete KIND NAME", Short: "delete one resource", Args: cobra.MinimumNArgs(2),
-		Example: "  meshctl delete node vm-017\n  meshctl delete intention web api",
+		Example: "  meshctl delete node vm-017\n  meshctl delete intention web api\n  meshctl delete set shop --prune",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, err := kindOf(args[0])
 			if err != nil {
 				return err
 			}
+			if kind == client.KindSet && len(args) == 2 {
+				return a.removeSet(cmd, args[1], prune)
+			}
+			if prune {
+				return usage("--prune is for sets")
+			}
 			return a.remove(cmd, kind, args[1:], &waiter{})
 		},
 	}
+	c.Flags().BoolVar(&prune, "prune", false, "of a set: delete all that belongs to it, too")
+	return c
+}
+
+// removeSet forgets a set.
+func (a *app) removeSet(cmd *cobra.Command, name string, prune bool) error {
+	api, err := a.client()
+	if err != nil {
+		return err
+	}
+	result, err := api.DeleteSet(cmd.Context(), name, prune)
+	if err != nil {
+		return err
+	}
+	return a.showResult(result)
 }
 
 func (a *app) remove(cmd *cobra.Command, kind client.Kind, names []string, w *waiter) error {

@@ -18,6 +18,7 @@ import (
 func (a *app) diffCommand() *cobra.Command {
 	var paths []string
 	var detailed bool
+	var set setFlags
 	c := &cobra.Command{
 		Use: "diff -f PATH", Short: "show what apply would change, field by field", Args: exactly(0, "no arguments but -f"),
 		Long: `diff asks the servers what apply would do with the same files, and writes
@@ -36,7 +37,7 @@ nothing. With --detailed-exitcode it ends with 3 when something would change.`,
 				return err
 			}
 			req := applyRequest(docs)
-			req.DryRun = true
+			req.DryRun, req.Set, req.Prune = true, set.name, set.prune
 			result, err := api.Apply(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -45,6 +46,7 @@ nothing. With --detailed-exitcode it ends with 3 when something would change.`,
 		},
 	}
 	fileFlag(c, &paths)
+	set.flags(c)
 	c.Flags().BoolVar(&detailed, "detailed-exitcode", false, "exit 3 if something would change")
 	return c
 }

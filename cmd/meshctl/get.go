@@ -35,7 +35,7 @@ func (l *lister) flags(c *cobra.Command) {
 // selection is what the servers are asked for.
 func (l *lister) selection(a *app, kind client.Kind) client.Selection {
 	sel := client.Selection{Prefix: l.prefix, Labels: l.labels}
-	if kind != client.KindNode && kind != client.KindNamespace && !l.all {
+	if slices.Contains([]client.Kind{client.KindService, client.KindInstance, client.KindIntention}, kind) && !l.all {
 		sel.Namespace = a.setting(a.namespace, "MESH_NAMESPACE")
 	}
 	return sel
@@ -45,7 +45,7 @@ func (a *app) getCommand() *cobra.Command {
 	var l lister
 	c := &cobra.Command{
 		Use:   "get KIND [NAME]",
-		Short: "show resources: namespaces, nodes, services, instances, intentions, members",
+		Short: "show resources: namespaces, nodes, services, instances, intentions, sets, members",
 		Example: `  meshctl get services
   meshctl get nodes -l rack=r1 --watch
   meshctl get node vm-017 -o yaml
@@ -178,7 +178,7 @@ func (a *app) ref(kind client.Kind, names []string) (ref client.Ref, prefix bool
 		return ref, false, usage("one name, please: got %q", strings.Join(names, " "))
 	}
 	switch kind {
-	case client.KindNamespace, client.KindNode:
+	case client.KindNamespace, client.KindNode, client.KindSet:
 		return client.Ref{Kind: kind, Parts: names}, false, nil
 	case client.KindService, client.KindInstance:
 		n, err := a.name(names[0])
@@ -221,8 +221,8 @@ func (a *app) showItems(kind client.Kind, items []client.Item) error {
 	return a.show(t, items)
 }
 
-// showManifests prints what apply reads back; instances, which apply does not
-// take, in the same form.
+// showManifests prints what apply reads back; instances and sets, which apply
+// does not take, in the same form.
 func (a *app) showManifests(items []client.Item) error {
 	for n, i := range items {
 		if n > 0 {
@@ -247,7 +247,7 @@ func manifestYAML(i client.Item) ([]byte, error) {
 		return nil, err
 	}
 	spec["kind"] = i.Kind
-	if i.Kind == client.KindInstance {
+	if i.Kind == client.KindInstance || i.Kind == client.KindSet {
 		return manifest.YAML(spec)
 	}
 	text, err := json.Marshal(spec)
@@ -274,6 +274,23 @@ var rowers = map[client.Kind]rower{
 	client.KindService:   {columns: []string{"NAME", "PORTS", "HEALTHY", "INSTANCES", "STALE"}, row: serviceRow},
 	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "CHECKS"}, wide: 5, row: instanceRow},
 	client.KindIntention: {columns: []string{"SOURCE", "DESTINATION", "DECISION", "EXPIRES", "REASON", "REVISION"}, wide: 5, row: intentionRow},
+	client.KindSet:       {columns: []string{"NAME", "RESOURCES", "UPDATED", "BY", "MEMBERS"}, wide: 4, row: setRow},
+}
+
+func setRow(i client.Item) ([]string, error) {
+	var spec struct {
+		Updated time.Time `json:"updated"`
+		By      string    `json:"by"`
+	}
+	var st client.SetStatus
+	if err := decode(i, &spec, &st); err != nil {
+		return nil, err
+	}
+	var members []string
+	for _, m := range st.Members {
+		members = append(members, string(m.Kind)+"/"+strings.Join(m.Parts, "/"))
+	}
+	return []string{i.Name, strconv.Itoa(len(members)), since(spec.Updated) + " ago", dash(spec.By), dash(strings.Join(members, ","))}, nil
 }
 
 func nodeRow(i client.Item) ([]string, error) {

@@ -72,6 +72,7 @@ type API struct {
 
 const (
 	maxBody     = 512 << 10
+	maxApply    = 16 << 20 // a set may have any number of resources
 	maxSnapshot = 4 << 30
 	maxWait     = time.Minute
 )
@@ -124,7 +125,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
 		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
-		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, 0}, // each resource is authorized by itself
+		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, maxApply}, // each resource is authorized by itself
 		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check, 0},
 		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain, 0},
 		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, nil, a.joinToken, 0},
@@ -132,13 +133,17 @@ func (a *API) routes() []route {
 		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Operator, nil, a.restoreSnapshot, maxSnapshot},
 	}
 	for _, k := range a.kinds {
+		remove := a.delete(k)
+		if k.kind() == client.KindSet {
+			remove = a.deleteSet
+		}
 		base := "/v1/" + k.kind().Collection()
 		one := base + k.pattern()
 		rs = append(rs,
 			route{http.MethodGet, base, acl.Read, k.resource(), nil, a.list(k), 0},
 			route{http.MethodGet, one, acl.Read, k.resource(), k.object, a.get(k), 0},
 			route{http.MethodPut, one, acl.Write, k.resource(), k.object, a.put(k), 0},
-			route{http.MethodDelete, one, acl.Write, k.resource(), k.object, a.delete(k), 0},
+			route{http.MethodDelete, one, acl.Write, k.resource(), k.object, remove, 0},
 		)
 	}
 	return rs

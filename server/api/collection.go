@@ -40,6 +40,8 @@ type collection interface {
 	get(*state.Snapshot, client.Ref) (*client.Item, error)
 	// decode reads and validates a spec.
 	decode(raw []byte) (resource, error)
+	// scopeOf returns what authorization sees of a resource.
+	scopeOf(client.Ref) (namespace, name string, err error)
 	// remove deletes the resource if its revision is the given one.
 	remove(tx *state.Tx, ref client.Ref, revision uint64) (client.Change, error)
 }
@@ -48,6 +50,9 @@ type collection interface {
 type resource interface {
 	ref() client.Ref
 	object() (namespace, name string)
+	// same returns what a write would answer that changes nothing, if s holds this
+	// very spec.
+	same(s *state.Snapshot) (client.Change, bool)
 	// write puts the spec, if the stored one has the given revision, and
 	// returns what changed and what looks unintended.
 	write(tx *state.Tx, revision uint64) (client.Change, []string, error)
@@ -105,6 +110,15 @@ func (t *table[K, V]) object(r *http.Request) (namespace, name string) {
 		return "", "" // all of the kind is asked for; the handler reports the error
 	}
 	return t.scope(k)
+}
+
+func (t *table[K, V]) scopeOf(r client.Ref) (namespace, name string, err error) {
+	k, err := t.parse(r)
+	if err != nil {
+		return "", "", err
+	}
+	namespace, name = t.scope(k)
+	return namespace, name, nil
 }
 
 func (t *table[K, V]) item(s *state.Snapshot, k K, rec state.Record[V]) client.Item {
@@ -187,6 +201,7 @@ func (t *table[K, V]) remove(tx *state.Tx, ref client.Ref, revision uint64) (cli
 		}
 	}
 	t.table.Delete(tx, k)
+	leaveSet(tx, t.ref(k))
 	return client.Change{Kind: t.name, Name: t.show(k), Change: client.ChangeDeleted, Before: old.Raw}, nil
 }
 
@@ -208,6 +223,16 @@ type spec[K comparable, V interface{ Validate() error }] struct {
 
 func (s *spec[K, V]) ref() client.Ref                  { return s.table.ref(s.key) }
 func (s *spec[K, V]) object() (namespace, name string) { return s.table.scope(s.key) }
+
+func (s *spec[K, V]) same(at *state.Snapshot) (client.Change, bool) {
+	old, exists := s.table.table.Get(at, s.key)
+	if !exists || !sameJSON(old.Raw, s.raw) {
+		return client.Change{}, false
+	}
+	return client.Change{
+		Kind: s.table.name, Name: s.table.show(s.key), Change: client.ChangeUnchanged, Before: old.Raw, After: s.raw, Revision: old.Revision,
+	}, true
+}
 
 func (s *spec[K, V]) write(tx *state.Tx, revision uint64) (client.Change, []string, error) {
 	change := client.Change{Kind: s.table.name, Name: s.table.show(s.key), After: s.raw, Change: client.ChangeCreated}

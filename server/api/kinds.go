@@ -25,7 +25,7 @@ func want(parts []string, n int) error {
 
 // collections lists every kind, in the order of client.Kinds.
 func collections(trustDomain string) []collection {
-	return []collection{namespaces(), nodes(), services(), instances(), intentionsOf(trustDomain)}
+	return []collection{namespaces(), nodes(), services(), instances(), intentionsOf(trustDomain), sets()}
 }
 
 func oneName(parts []string) (string, error) {
@@ -47,12 +47,18 @@ func namespaces() collection {
 		scope: func(k string) (string, string) { return k, "" },
 		beforeRemove: func(tx *state.Tx, k string) error {
 			for n := range state.Services.All(tx) {
-				if n.Namespace == k {
+				if n.Namespace != k {
+					continue
+				}
+				if _, still := state.Services.Get(tx, n); still { // not deleted in this very transaction
 					return &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("namespace %s still has service %s", k, n), Next: "delete its services first"}
 				}
 			}
 			for key := range state.Intentions.All(tx) {
-				if key.DestinationNamespace == k {
+				if key.DestinationNamespace != k {
+					continue
+				}
+				if _, still := state.Intentions.Get(tx, key); still {
 					return &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("namespace %s still has intention %s", k, key), Next: "delete its intentions first"}
 				}
 			}

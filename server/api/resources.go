@@ -133,8 +133,12 @@ func (a *API) apply(c *call) (any, error) {
 		}
 		resources = append(resources, r)
 	}
+	checkSet(req, &problems)
 	if err := problems.Err(); err != nil {
 		return nil, invalid("apply request", err)
+	}
+	if req.Set != "" {
+		return a.applySet(c, req, resources)
 	}
 	return a.write(c, resources, client.AnyRevision, req.DryRun)
 }
@@ -166,15 +170,7 @@ var errDryRun = &client.Error{Code: client.CodeConflict, Message: "dry run"}
 
 func (a *API) write(c *call, resources []resource, revision uint64, dry bool) (any, error) {
 	var out client.Result
-	// The order of kinds is that of dependence: what others refer to is first.
-	ordered := make([]resource, 0, len(resources))
-	for _, k := range client.Kinds() {
-		for _, r := range resources {
-			if r.ref().Kind == k {
-				ordered = append(ordered, r)
-			}
-		}
-	}
+	ordered := inOrder(resources)
 	pos, err := a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
 		out = client.Result{DryRun: dry, Changes: []client.Change{}, Position: tx.Snapshot().Position()}
 		for _, r := range ordered {
@@ -199,6 +195,19 @@ func (a *API) write(c *call, resources []resource, revision uint64, dry bool) (a
 	out.Position = pos
 	a.fillRevisions(&out, ordered)
 	return out, nil
+}
+
+// inOrder sorts by kind, in the order of dependence: what others refer to is first.
+func inOrder(resources []resource) []resource {
+	ordered := make([]resource, 0, len(resources))
+	for _, k := range client.Kinds() {
+		for _, r := range resources {
+			if r.ref().Kind == k {
+				ordered = append(ordered, r)
+			}
+		}
+	}
+	return ordered
 }
 
 // fillRevisions tells the writer the revisions for his next compare-and-set.

@@ -178,9 +178,18 @@ func (c *Client) Get(ctx context.Context, ref Ref) (Item, error) {
 // AnyRevision makes a Delete unconditional.
 const AnyRevision = ^uint64(0)
 
-// Apply writes all resources or none.
+// setTimeout bounds the apply of a set, for which the servers may have to stage
+// the whole state.
+const setTimeout = 2 * time.Minute
+
+// Apply writes all resources or none. A set may take up to two minutes.
 func (c *Client) Apply(ctx context.Context, req ApplyRequest) (Result, error) {
 	var r Result
+	if req.Set != "" {
+		ctx, cancel := context.WithTimeout(ctx, max(c.timeout, setTimeout))
+		defer cancel()
+		return r, c.call(ctx, http.MethodPost, "/v1/apply", req, &r)
+	}
 	return r, c.do(ctx, http.MethodPost, "/v1/apply", req, &r)
 }
 
@@ -196,6 +205,18 @@ func (c *Client) Put(ctx context.Context, ref Ref, spec json.RawMessage, revisio
 func (c *Client) Delete(ctx context.Context, ref Ref, revision uint64) (Result, error) {
 	var r Result
 	return r, c.do(ctx, http.MethodDelete, withRevision(ref.Path(), revision), nil, &r)
+}
+
+// DeleteSet forgets a set. With prune it deletes all that belongs to it, too.
+func (c *Client) DeleteSet(ctx context.Context, name string, prune bool) (Result, error) {
+	path := Ref{Kind: KindSet, Parts: []string{name}}.Path()
+	if prune {
+		path += "?prune=true"
+	}
+	ctx, cancel := context.WithTimeout(ctx, max(c.timeout, setTimeout))
+	defer cancel()
+	var r Result
+	return r, c.call(ctx, http.MethodDelete, path, nil, &r)
 }
 
 // Check decides one request as a proxy would.

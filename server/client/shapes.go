@@ -12,20 +12,21 @@ import (
 // A Kind names a sort of resource, in the singular, as manifests do.
 type Kind string
 
-// The kinds that the API lists. Instances are registered by agents; the others
-// are written by users.
+// The kinds that the API lists. Instances are registered by agents, sets are made
+// by apply; the others are written by users.
 const (
 	KindNamespace Kind = "namespace"
 	KindNode      Kind = "node"
 	KindService   Kind = "service"
 	KindInstance  Kind = "instance"
 	KindIntention Kind = "intention"
+	KindSet       Kind = "set"
 )
 
 // Kinds returns all kinds, in the order in which apply writes them: what others
 // refer to comes first.
 func Kinds() []Kind {
-	return []Kind{KindNamespace, KindNode, KindService, KindInstance, KindIntention}
+	return []Kind{KindNamespace, KindNode, KindService, KindInstance, KindIntention, KindSet}
 }
 
 // Collection is the kind's name in URLs and in short commands: its plural.
@@ -37,6 +38,7 @@ func (k Kind) Collection() string { return string(k) + "s" }
 //	node       name
 //	service    namespace, name
 //	instance   namespace, service, node, id
+//	set        name
 //	intention  destination namespace, destination, source namespace, source[, source trust domain]
 type Ref struct {
 	Kind  Kind     `json:"kind"`
@@ -149,6 +151,11 @@ type InstanceStatus struct {
 	Stale bool `json:"stale,omitempty"`
 }
 
+// SetStatus is the status of a set's Item.
+type SetStatus struct {
+	Members []Ref `json:"members"`
+}
+
 // The outcomes of a write.
 const (
 	ChangeCreated   = "created"
@@ -181,6 +188,11 @@ type Result struct {
 type ApplyRequest struct {
 	Resources []Resource `json:"resources"`
 	DryRun    bool       `json:"dry_run,omitempty"`
+	// Set, unless empty, is recorded as what the resources belong to. It may have
+	// any size.
+	Set string `json:"set,omitempty"`
+	// Prune deletes what belongs to the set and is not among Resources.
+	Prune bool `json:"prune,omitempty"`
 }
 
 // Resource is one spec with its kind beside it, so that its bytes can be

@@ -100,12 +100,25 @@ var (
 	NodeIdentities = &Table[string, NodeIdentity]{
 		kind: "node-identity", index: 12, encode: encodeName, decode: decodeName, read: lenient[string, NodeIdentity],
 	}
+	// Sets, by name.
+	Sets = &Table[string, Set]{
+		kind: "set", index: 13, encode: encodeName, decode: decodeName, read: lenient[string, Set],
+	}
+	// SetMembers says of each resource which set it belongs to, if it belongs to
+	// one. See also Snapshot.MembersOf.
+	SetMembers = &Table[Member, Membership]{
+		kind: "set-member", index: 14, encode: encodeMember, decode: decodeMember, read: lenient[Member, Membership],
+		also: func(m Member, v Membership) []string {
+			return []string{joinPath(indexSet, append([]string{v.Set}, encodeMember(m)...)...)}
+		},
+	}
 )
 
 // rows lists the tables at their indexes.
 var rows = []row{
 	Namespaces, Nodes, Services, Instances, Intentions, InstanceStatuses,
 	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters, NodeIdentities,
+	Sets, SetMembers,
 }
 
 func rowOf(kind Kind) (row, int) {
