@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // ErrAlgorithm is wrapped when an algorithm is asked for that is not in the table.
@@ -22,12 +23,23 @@ var ErrAlgorithm = errors.New("unknown balancing algorithm")
 type State struct {
 	outstanding atomic.Int64
 	health
+	warmth
 	// The counter is written on every request: keep other endpoints' off its cache line.
 	_ [56]byte
 }
 
 // Begin notes that a request or connection was given to the endpoint. End must follow exactly once.
 func (s *State) Begin() { s.outstanding.Add(1) }
+
+// Succeed notes that the endpoint took a connection or answered, and reports whether that ended its ejection. An endpoint that
+// came back gets its share little by little.
+func (s *State) Succeed(now time.Time) (returned bool) {
+	if !s.succeed(now) {
+		return false
+	}
+	s.start(now)
+	return true
+}
 
 // End notes that it is over.
 func (s *State) End() { s.outstanding.Add(-1) }

@@ -3,6 +3,7 @@ package balance_test
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/meshd/meshd/proxy/balance"
 )
@@ -82,9 +83,9 @@ func TestRegistryKeepsStatesOverPlans(t *testing.T) {
 	key := func(generation, instance string) balance.Key {
 		return balance.Key{Generation: generation, Cluster: "default/api:http", Node: "vm-b", Instance: instance}
 	}
-	first := balance.Registry{}.Next([]balance.Key{key("g1", "a"), key("g1", "b")})
+	first := balance.Registry{}.Next([]balance.Key{key("g1", "a"), key("g1", "b")}, time.Now())
 	first.State(key("g1", "a")).Begin()
-	second := first.Next([]balance.Key{key("g1", "a"), key("g1", "c")})
+	second := first.Next([]balance.Key{key("g1", "a"), key("g1", "c")}, time.Now())
 	if first.State(key("g1", "a")) != second.State(key("g1", "a")) {
 		t.Error("an endpoint that both plans have lost its state")
 	}
@@ -94,7 +95,7 @@ func TestRegistryKeepsStatesOverPlans(t *testing.T) {
 	if s := second.State(key("g1", "c")); s == nil || s.Outstanding() != 0 {
 		t.Error("a new endpoint has no fresh state")
 	}
-	restored := second.Next([]balance.Key{key("g2", "a")})
+	restored := second.Next([]balance.Key{key("g2", "a")}, time.Now())
 	if restored.State(key("g2", "a")).Outstanding() != 0 {
 		t.Error("a new generation took over a state of the old one")
 	}

@@ -56,8 +56,7 @@ func (h *health) Fail(now time.Time) (backoff time.Duration, ejected bool) {
 	return backoff, true
 }
 
-// Succeed notes that the endpoint took a connection or answered, and reports whether that ended its ejection.
-func (h *health) Succeed(now time.Time) (returned bool) {
+func (h *health) succeed(now time.Time) (returned bool) {
 	if h.failures.Load() == 0 && h.until.Load() == 0 {
 		return false
 	}

@@ -123,23 +123,53 @@ func (p *leastRequest) pickIn(g *group, tried []int, all bool, t *tier) int {
 		return p.less(a, g.draw(a))
 	}
 	a := g.draw(-1)
-	if p.ejected(a) {
-		if p.candidates[a].State.probe() {
-			return a
-		}
+	switch p.accept(a) {
+	case drawnProbe:
+		return a
+	case drawnEjected:
 		return p.pickUsable(g, t)
+	case drawnCold:
+		return p.pickUsable(g, nil)
+	case drawnUsable:
 	}
 	if g.end-g.start == 1 {
 		return a
 	}
 	for range drawsOfSecond {
-		if b := g.draw(a); !p.ejected(b) {
-			return p.less(a, b)
-		} else if p.candidates[b].State.probe() {
+		switch b := g.draw(a); p.accept(b) {
+		case drawnProbe:
 			return b
+		case drawnUsable:
+			return p.less(a, b)
+		case drawnEjected, drawnCold:
 		}
 	}
 	return a
+}
+
+// drawn is what came of a draw.
+type drawn int
+
+const (
+	drawnUsable  drawn = iota
+	drawnProbe         // the request is to find out whether an ejected endpoint is back
+	drawnEjected       // not to be used
+	drawnCold          // an endpoint that is new and has had its part
+)
+
+// accept decides about a draw. Nearly always it is two loads.
+func (p *leastRequest) accept(i int) drawn {
+	s := p.candidates[i].State
+	if s.Ejected() {
+		if s.probe() {
+			return drawnProbe
+		}
+		return drawnEjected
+	}
+	if part := s.part(); part < whole && rand.IntN(whole) >= part { //nolint:gosec // load, not secrecy
+		return drawnCold
+	}
+	return drawnUsable
 }
 
 // drawsOfSecond is how often the second of two choices is drawn before the first is taken without one.
@@ -147,13 +177,14 @@ const drawsOfSecond = 3
 
 func (p *leastRequest) ejected(i int) bool { return p.candidates[i].State.Ejected() }
 
-// pickUsable is for draws that hit an ejected candidate: it draws among the usable ones. A draw that hits a usable one at once
-// and one that comes here give each the same share.
+// pickUsable is for draws that were not accepted: it draws among the usable ones, by how much of their weight they have. A draw
+// that is accepted at once and one that comes here give each the same share.
 func (p *leastRequest) pickUsable(g *group, t *tier) int {
-	usable := 0
+	usable, sum := 0, 0
 	for i := g.start; i < g.end; i++ {
 		if !p.ejected(i) {
 			usable += p.candidates[i].weight()
+			sum += p.current(i)
 		}
 	}
 	if usable == 0 {
@@ -166,11 +197,11 @@ func (p *leastRequest) pickUsable(g *group, t *tier) int {
 			return -1
 		}
 	}
-	return p.less(p.drawUsable(g, usable), p.drawUsable(g, usable))
+	return p.less(p.drawUsable(g, sum), p.drawUsable(g, sum))
 }
 
-// drawUsable is a draw by weight among candidates that are not ejected and weigh so much together. Ejections that happen
-// meanwhile may make it return one that is ejected now.
+// drawUsable is a draw among candidates that are not ejected and weigh so much together now. What changes meanwhile may make it
+// return one that was just ejected.
 func (p *leastRequest) drawUsable(g *group, weight int) int {
 	r, last := rand.IntN(weight), g.start //nolint:gosec // load, not secrecy
 	for i := g.start; i < g.end; i++ {
@@ -178,7 +209,7 @@ func (p *leastRequest) drawUsable(g *group, weight int) int {
 			continue
 		}
 		last = i
-		if r -= p.candidates[i].weight(); r < 0 {
+		if r -= p.current(i); r < 0 {
 			break
 		}
 	}
@@ -232,9 +263,14 @@ func (g *group) draw(except int) int {
 
 // less returns the one with less load, a if they are equal.
 func (p *leastRequest) less(a, b int) int {
-	ca, cb := &p.candidates[a], &p.candidates[b]
-	if cb.State.Outstanding()*int64(ca.weight()) < ca.State.Outstanding()*int64(cb.weight()) {
+	ca, cb := p.candidates[a].State.Outstanding(), p.candidates[b].State.Outstanding()
+	if cb*int64(p.current(a)) < ca*int64(p.current(b)) {
 		return b
 	}
 	return a
+}
+
+// current is a candidate's weight now, in parts of whole.
+func (p *leastRequest) current(i int) int {
+	return p.candidates[i].weight() * p.candidates[i].State.part()
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/meshd/meshd/catalog"
 )
@@ -49,5 +50,32 @@ func TestWeightsAndZones(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// TestANewInstanceStartsSlowly adds one to a service that has one.
+func TestANewInstanceStartsSlowly(t *testing.T) {
+	var apps []string
+	for i := range 2 {
+		apps = append(apps, serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, i) }))
+	}
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: apps, intention: allow()})
+	cluster := &m.a.plan.Clusters[0]
+	both := cluster.Endpoints
+	cluster.Endpoints = both[:1:1]
+	m.a.apply()
+	c := client(t)
+	get(t, c, "GET", "http://"+m.upstream+"/", "")
+	cluster.Endpoints = both
+	m.a.apply()
+	added := time.Now()
+	const n = 400
+	fresh := 0.
+	for range n {
+		fresh += float64(get(t, c, "GET", "http://"+m.upstream+"/", "").body[0]-'0') / n
+	}
+	part := min(max(.1, time.Since(added).Seconds()/10), 1) // at the end of the requests, which take well below a second
+	if most := part/(1+part) + .1; fresh == 0 || fresh > most {
+		t.Errorf("an instance that is new gets %.3f of the requests, want some, and at most %.3f", fresh, most)
 	}
 }

@@ -117,7 +117,7 @@ func TestADeadEndpointIsEjectedAndComesBack(t *testing.T) {
 			}
 			ejected := func() bool { return m.a.metric("mesh_endpoint_ejected", "instance", "api-door", "node", "vm-b") == 1 }
 			for n := 0; !ejected(); n++ {
-				if once(); n > 200 {
+				if once(); n > 3000 {
 					t.Fatal("an endpoint that refuses every connection is still used")
 				}
 			}

@@ -167,7 +167,7 @@ func (p *Plane) compileUpstreams(s, before *snapshot) error {
 			keys = append(keys, s.stateKey(cl, ep))
 		}
 	}
-	s.states = before.states.Next(keys)
+	s.states = before.states.Next(keys, time.Now())
 	for _, l := range s.config.Listeners {
 		if l.Kind != proxy.ListenUpstream {
 			continue
