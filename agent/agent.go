@@ -143,6 +143,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return h.checks.Run(ctx) })
 	g.Go(func() error { return h.keepChecks(ctx) })
 	g.Go(func() error { return h.followHangup(ctx) })
+	g.Go(func() error { return h.serveMetrics(ctx) })
 	if a.cfg.Proxy.Supervise {
 		g.Go(func() error { return supervise(ctx, a.cfg.Proxy, a.log) })
 	}

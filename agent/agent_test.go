@@ -87,7 +87,8 @@ func newBench(t *testing.T) *bench {
 	b.cfg = agent.Config{
 		NodeName: "vm-a", Advertise: "127.0.0.1", DataDir: filepath.Join(dir, "data"), ServicesDir: filepath.Join(dir, "services.d"),
 		Socket: filepath.Join(dir, "agent.sock"), Join: agent.Join{TokenFile: filepath.Join(dir, "join.token")},
-		Proxy: agent.Proxy{Socket: filepath.Join(dir, "proxy.sock"), ID: "p1", MeshAddress: "127.0.0.1", MeshPort: freePort(t)},
+		Proxy:   agent.Proxy{Socket: filepath.Join(dir, "proxy.sock"), ID: "p1", MeshAddress: "127.0.0.1", MeshPort: freePort(t)},
+		Metrics: agent.Metrics{Address: "off"},
 	}
 	return b
 }

@@ -26,7 +26,10 @@ const (
 	DefaultGroup       = "mesh"
 	DefaultMeshPort    = 7443
 	DefaultServerPort  = 7400
-	DefaultMetrics     = "127.0.0.1:7490"
+	// DefaultMetrics is the metrics endpoint of the whole host.
+	DefaultMetrics = "127.0.0.1:7490"
+	// DefaultProxyMetrics is where mesh-proxy serves its own.
+	DefaultProxyMetrics = "127.0.0.1:7491"
 )
 
 // Config is agent.hcl. Everything has a default; a host that has not joined
@@ -56,6 +59,8 @@ type Config struct {
 	Group string `json:"group,omitempty"`
 	Join  Join   `json:"join,omitzero"`
 	Proxy Proxy  `json:"proxy,omitzero"`
+	// Metrics is the host's one endpoint for Prometheus.
+	Metrics Metrics `json:"metrics,omitzero"`
 
 	// Version is the program's, for the servers and for status.
 	Version string `json:"-"`
@@ -65,6 +70,14 @@ type Config struct {
 type Join struct {
 	// TokenFile is read once, and deleted when the host has joined.
 	TokenFile string `json:"token_file,omitempty"`
+}
+
+// Metrics is the block metrics of agent.hcl.
+type Metrics struct {
+	// Address serves the metrics of agent and proxy. On loopback they are plain
+	// HTTP. Elsewhere they are HTTPS for the nodes of the mesh only, and plain on
+	// 127.0.0.1 with the same port, too. "off" serves none.
+	Address string `json:"address,omitempty"`
 }
 
 // Proxy is the block proxy of agent.hcl.
@@ -92,7 +105,8 @@ type Proxy struct {
 	Binary string `json:"binary,omitempty"`
 	// StateDir is where the proxy keeps its last plan.
 	StateDir string `json:"state_dir,omitempty"`
-	// Metrics is the loopback address of its metrics.
+	// Metrics is the loopback address of the proxy's own metrics, from where the
+	// agent fetches them, supervised or not.
 	Metrics string `json:"metrics,omitempty"`
 }
 
@@ -120,7 +134,8 @@ func (c Config) WithDefaults() Config {
 	p.User = cmp.Or(p.User, DefaultProxyUser)
 	p.MeshPort = cmp.Or(p.MeshPort, DefaultMeshPort)
 	p.StateDir = cmp.Or(p.StateDir, DefaultProxyState)
-	p.Metrics = cmp.Or(p.Metrics, DefaultMetrics)
+	p.Metrics = cmp.Or(p.Metrics, DefaultProxyMetrics)
+	c.Metrics.Address = cmp.Or(c.Metrics.Address, DefaultMetrics)
 	return c
 }
 
@@ -180,10 +195,31 @@ func (c Config) Validate() error {
 	if a := c.Proxy.AccessLog; a != "" && a != proxy.AccessLogStdout && !filepath.IsAbs(a) {
 		p.Add("proxy.access_log", "%q: write an absolute path, or %q", a, proxy.AccessLogStdout)
 	}
+	if problem := metricsProblem(d.Metrics.Address, d.Proxy.Metrics); problem != "" {
+		p.Add("metrics.address", "%q: %s", d.Metrics.Address, problem)
+	}
 	if c.Proxy.Binary != "" && !filepath.IsAbs(c.Proxy.Binary) {
 		p.Add("proxy.binary", "%q is relative: write an absolute path", c.Proxy.Binary)
 	}
 	return p.Err()
+}
+
+// metricsProblem says what is wrong with the address of the host's metrics.
+func metricsProblem(address, proxys string) string {
+	if address == metricsOff {
+		return ""
+	}
+	ap, err := netip.ParseAddrPort(address)
+	switch {
+	case err != nil || ap.Port() == 0:
+		return "write IP:PORT, or " + metricsOff
+	case ap.Addr().IsUnspecified() || ap.Addr().IsMulticast():
+		return "write one address of the host: the port on 127.0.0.1 is served beside it"
+	case address == proxys:
+		return "mesh-proxy serves its own there, see proxy.metrics"
+	default:
+		return ""
+	}
 }
 
 // meshListen is where the mesh listener binds.

@@ -47,7 +47,7 @@ func TestSupervise(t *testing.T) {
 		}
 	}
 	pid, args := run(1)
-	want := "--feed " + b.cfg.Proxy.Socket + " --id p1 --state " + b.cfg.Proxy.StateDir + " --metrics " + agent.DefaultMetrics + " --drain-timeout 8s --log-level ERROR"
+	want := "--feed " + b.cfg.Proxy.Socket + " --id p1 --state " + b.cfg.Proxy.StateDir + " --metrics " + agent.DefaultProxyMetrics + " --drain-timeout 8s --log-level ERROR"
 	if args != want {
 		t.Errorf("started with %q, want %q", args, want)
 	}

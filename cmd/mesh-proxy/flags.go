@@ -28,7 +28,7 @@ func parse(args []string, out io.Writer) (config, error) {
 	fs.StringVar(&cfg.feed, "feed", "/run/meshd/proxy.sock", "`path` of the agent's feed socket")
 	fs.StringVar(&cfg.id, "id", "", "`name` of this proxy at the agent (default the host name)")
 	fs.StringVar(&cfg.state, "state", "/var/lib/mesh-proxy", "`directory` for the last plan and keys, mode 0700")
-	fs.StringVar(&cfg.metrics, "metrics", "127.0.0.1:7490", "loopback `address` for Prometheus; empty serves none")
+	fs.StringVar(&cfg.metrics, "metrics", "127.0.0.1:7491", "loopback `address` for Prometheus; empty serves none")
 	fs.DurationVar(&cfg.drain, "drain-timeout", 30*time.Second, "how long open connections may go on after SIGTERM")
 	fs.TextVar(&cfg.level, "log-level", slog.LevelInfo, "`level`: debug, info, warn or error; debug tells every decision")
 	fs.BoolVar(&cfg.version, "version", false, "print the version and exit")

@@ -176,15 +176,11 @@ func (d *dev) join(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	_, metricsPort, err := net.SplitHostPort(agent.DefaultMetrics)
+	metrics, err := freeAddress(ctx, agent.DefaultMetrics)
 	if err != nil {
 		return err
 	}
-	wanted, err := strconv.Atoi(metricsPort)
-	if err != nil {
-		return err
-	}
-	metrics, err := freePort(ctx, wanted)
+	proxyMetrics, err := freeAddress(ctx, agent.DefaultProxyMetrics)
 	if err != nil {
 		return err
 	}
@@ -194,10 +190,11 @@ func (d *dev) join(ctx context.Context, address string) error {
 		Join: agent.Join{TokenFile: tokenFile},
 		Proxy: agent.Proxy{
 			Socket: filepath.Join(d.data, "proxy.sock"), ID: devNode, MeshAddress: "127.0.0.1", MeshPort: mesh, Supervise: true,
-			StateDir: filepath.Join(d.data, "proxy"), Metrics: fmt.Sprintf("127.0.0.1:%d", metrics),
+			StateDir: filepath.Join(d.data, "proxy"), Metrics: proxyMetrics,
 		},
+		Metrics: agent.Metrics{Address: metrics},
 	}
-	_, _ = fmt.Fprintf(d.out, "A mesh of one host is up: server %s, mesh port 127.0.0.1:%d, metrics http://127.0.0.1:%d/metrics.\n"+
+	_, _ = fmt.Fprintf(d.out, "A mesh of one host is up: server %s, mesh port 127.0.0.1:%d, metrics http://%s/metrics.\n"+
 		"Services are defined in %s. In another terminal, try:\n"+
 		"  meshctl services · meshctl intention list · meshctl explain web api · meshctl check\nCtrl-C ends it.\n\n", address, mesh, metrics, d.services)
 	g, ctx := errgroup.WithContext(ctx)
@@ -206,6 +203,23 @@ func (d *dev) join(ctx context.Context, address string) error {
 		g.Go(func() error { return (&demo{out: d.out, api: api}).run(ctx) })
 	}
 	return g.Wait()
+}
+
+// freeAddress returns an address with a port that nobody listens on now: the wanted one, if it can be.
+func freeAddress(ctx context.Context, wanted string) (string, error) {
+	host, text, err := net.SplitHostPort(wanted)
+	if err != nil {
+		return "", err
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return "", err
+	}
+	free, err := freePort(ctx, port)
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(free))), nil
 }
 
 // writeToken makes a token that lets this host in, whatever became of the one

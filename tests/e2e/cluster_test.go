@@ -128,7 +128,7 @@ func (m *member) startAgent() {
 
 func (m *member) startProxy() {
 	m.t.Helper()
-	m.proxy = m.start("proxy", "mesh-proxy", "--feed", m.path("proxy.sock"), "--state", m.path("proxy"), "--metrics", "127.0.0.1:7490")
+	m.proxy = m.start("proxy", "mesh-proxy", "--feed", m.path("proxy.sock"), "--state", m.path("proxy"))
 }
 
 // define writes a file of services.d.
