@@ -56,6 +56,46 @@ type Upstream struct {
 	LocalPort uint16 `json:"local_port"`
 	// LocalAddress is an IP address; DefaultAddress when empty.
 	LocalAddress string `json:"local_address,omitempty"`
+	Limits       Limits `json:"limits,omitzero"`
+}
+
+// Limits bound what one host sends to one port of a service at a time. 0 is the
+// proxy's default.
+type Limits struct {
+	// Connections are TCP sessions. An HTTP request counts as one while it runs.
+	Connections int `json:"connections,omitzero"`
+	// Pending are connections that are being made.
+	Pending int `json:"pending,omitzero"`
+	// Requests are HTTP requests under way.
+	Requests int `json:"requests,omitzero"`
+}
+
+// maxLimit is the highest value of a limit.
+const maxLimit = 1_000_000
+
+// Validate reports every problem of the limits; see FieldErrors.
+func (l Limits) Validate() error {
+	var p Problems
+	for _, one := range []struct {
+		field string
+		value int
+	}{{"connections", l.Connections}, {"pending", l.Pending}, {"requests", l.Requests}} {
+		if one.value < 0 || one.value > maxLimit {
+			p.Add(one.field, "%d: write 1 to %d; who shall send nothing gets no intention", one.value, maxLimit)
+		}
+	}
+	return p.Err()
+}
+
+// Lower returns the lower one of each limit that l and o set.
+func (l Limits) Lower(o Limits) Limits {
+	lower := func(a, b int) int {
+		if a == 0 || b == 0 {
+			return max(a, b)
+		}
+		return min(a, b)
+	}
+	return Limits{lower(l.Connections, o.Connections), lower(l.Pending, o.Pending), lower(l.Requests, o.Requests)}
 }
 
 // Ref returns the name of the service that is called; the zero Name when
@@ -255,6 +295,7 @@ func (u Upstream) Validate() error {
 		p.Add("local_port", "missing: write the local port on which the application reaches this service, 1 to 65535")
 	}
 	p.address("local_address", u.LocalAddress)
+	p.Under("limits", u.Limits.Validate())
 	return p.Err()
 }
 

@@ -239,3 +239,28 @@ func FuzzParseName(f *testing.F) {
 		}
 	})
 }
+
+func TestLimits(t *testing.T) {
+	tests := map[string]struct {
+		limits catalog.Limits
+		fields []string
+	}{
+		"none":       {catalog.Limits{}, nil},
+		"all":        {catalog.Limits{Connections: 1, Pending: 1_000_000, Requests: 3}, nil},
+		"negative":   {catalog.Limits{Connections: -1, Pending: -1, Requests: -1}, []string{"connections", "pending", "requests"}},
+		"a typo's 0": {catalog.Limits{Requests: 10_000_000}, []string{"requests"}},
+	}
+	for name, tt := range tests {
+		var got []string
+		for _, e := range catalog.FieldErrors(tt.limits.Validate()) {
+			got = append(got, e.Field)
+		}
+		if diff := cmp.Diff(tt.fields, got); diff != "" {
+			t.Errorf("%s: fields with problems (-want +got):\n%s", name, diff)
+		}
+	}
+	a, b := catalog.Limits{Connections: 5, Requests: 7}, catalog.Limits{Connections: 6, Pending: 8, Requests: 3}
+	if diff := cmp.Diff(catalog.Limits{Connections: 5, Pending: 8, Requests: 3}, a.Lower(b)); diff != "" {
+		t.Errorf("the lower limits (-want +got):\n%s", diff)
+	}
+}

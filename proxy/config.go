@@ -92,8 +92,10 @@ type Cluster struct {
 	// ZoneWeight is the weight of all instances in the proxy's zone, those that
 	// can't be used included: what the zone has when all is well. 0 means that
 	// of the endpoints that are listed.
-	ZoneWeight int        `json:"zone_weight,omitempty"`
-	Endpoints  []Endpoint `json:"endpoints,omitempty"`
+	ZoneWeight int `json:"zone_weight,omitempty"`
+	// Limits bound what this proxy sends there at a time; 0 is its default.
+	Limits    catalog.Limits `json:"limits,omitzero"`
+	Endpoints []Endpoint     `json:"endpoints,omitempty"`
 }
 
 // Endpoint is one instance's port, as other proxies reach it. Node and Instance

@@ -75,7 +75,7 @@ func plan() proxy.Config {
 					{Instance: "api-1", Node: "vm-b", Address: "[fd00::2]:7443", ServerName: "http.api-1.api.default.mesh"},
 				},
 			},
-			{Name: "default/web>default/db:main", Service: spiffe.Service(trustDomain, "default", "db"), Port: "main", Protocol: "tcp", Denied: "no intention"},
+			{Name: "default/web>default/db:main", Service: spiffe.Service(trustDomain, "default", "db"), Port: "main", Protocol: "tcp", Denied: "no intention", Limits: catalog.Limits{Requests: 10}},
 		},
 		Policies: []proxy.Policy{
 			{Service: catalog.Name{Namespace: "default", Name: "web"}, Intentions: []intentions.Intention{{Source: "*", Destination: "web", Action: intentions.Allow}}},
@@ -300,6 +300,7 @@ func TestValidate(t *testing.T) {
 		"endpoint with a foreign name":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].ServerName = "example.com" }, "clusters[0].endpoints[0].server_name"},
 		"endpoint with a weight of 101":  {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Weight = 101 }, "clusters[0].endpoints[0].weight"},
 		"endpoint with a weight of -1":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Weight = -1 }, "clusters[0].endpoints[0].weight"},
+		"limit of -1 requests":           {func(c *proxy.Config) { c.Clusters[0].Limits.Requests = -1 }, "clusters[0].limits.requests"},
 		"zone with a weight of -1":       {func(c *proxy.Config) { c.Clusters[0].ZoneWeight = -1 }, "clusters[0].zone_weight"},
 		"endpoint below the best tier":   {func(c *proxy.Config) { c.Clusters[0].Endpoints[0].Tier = -1 }, "clusters[0].endpoints[0].tier"},
 		"policy twice":                   {func(c *proxy.Config) { c.Policies = append(c.Policies, c.Policies[0]) }, "policies[1].service"},

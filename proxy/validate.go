@@ -106,6 +106,7 @@ func (v *validator) clusters() {
 		if cl.Denied != "" && len(cl.Endpoints) > 0 {
 			v.Add(at+".endpoints", "a denied cluster has none")
 		}
+		v.Under(at+".limits", cl.Limits.Validate())
 		if cl.ZoneWeight < 0 {
 			v.Add(at+".zone_weight", "%d is negative", cl.ZoneWeight)
 		}

@@ -223,7 +223,7 @@ func (b *builder) upstream(d catalog.Definition, u catalog.Upstream) {
 	if other, taken := b.bound[address]; taken {
 		// Two instances of one service may share a listener: there is nothing
 		// by which to tell them apart.
-		same := b.listeners[other].Name == listener.Name && b.listeners[other].Cluster == b.cluster(source, destination, u.Port)
+		same := b.listeners[other].Name == listener.Name && b.listeners[other].Cluster == b.cluster(source, destination, u)
 		if !same {
 			b.problem(listener.Name, "%s is taken by %s: choose another local_port for %s in the definition of %s/%s",
 				address, other, destination.Short(), source.Short(), d.ID)
@@ -231,25 +231,28 @@ func (b *builder) upstream(d catalog.Definition, u catalog.Upstream) {
 		return
 	}
 	b.bound[address] = listener.Name
-	listener.Cluster = b.cluster(source, destination, u.Port)
+	listener.Cluster = b.cluster(source, destination, u)
 	b.listeners[listener.Name] = listener
 }
 
 // cluster adds one port of a destination as a source sees it, and returns its
 // name.
-func (b *builder) cluster(source, destination catalog.Name, port string) string {
+func (b *builder) cluster(source, destination catalog.Name, u catalog.Upstream) string {
 	topic := view.Upstream(source, destination)
 	service, known := b.service(topic)
+	port := u.Port
 	if p, ok := service.Port(port); ok {
 		port = p.Name
 	} else if port == "" {
 		port = catalog.DefaultPort
 	}
 	name := source.String() + ">" + destination.String() + ":" + port
-	if _, done := b.clusters[name]; done {
+	if c, done := b.clusters[name]; done {
+		c.Limits = c.Limits.Lower(u.Limits)
+		b.clusters[name] = c
 		return name
 	}
-	c := proxy.Cluster{Name: name, Service: b.identity(destination), Port: port, Protocol: catalog.ProtocolAuto}
+	c := proxy.Cluster{Name: name, Service: b.identity(destination), Port: port, Protocol: catalog.ProtocolAuto, Limits: u.Limits}
 	p, ok := service.Port(port)
 	if ok {
 		c.Protocol = p.Protocol

@@ -2,10 +2,10 @@ package dataplane
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"syscall"
 	"time"
@@ -19,23 +19,37 @@ import (
 // maxEjected bounds the ejected endpoints that get series of their own. Those beyond it are counted in one that is "other".
 const maxEjected = 100
 
+// meshConn is a connection to another proxy: TLS over what NetConn returns.
+type meshConn interface {
+	net.Conn
+	NetConn() net.Conn
+}
+
 // dialEndpoint connects to an endpoint for a request or session that was given to it, and takes note of what that tells about
 // the endpoint.
-func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint) (*tls.Conn, error) {
-	conn, err := p.dialMesh(ctx, e)
-	switch {
-	case err == nil:
-		p.succeeded(ctx, e)
-	case blames(err):
-		p.failed(ctx, e, err)
+func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint) (meshConn, error) {
+	// A cluster that the plan lost has no limit any more: its last requests end.
+	if b := p.current().budgets[balance.Key{Generation: e.key.Generation, Cluster: e.key.Cluster}]; b.load != nil {
+		if !take(&b.pending, b.limits.Pending) {
+			return nil, errOverflow
+		}
+		defer b.pending.Add(-1)
 	}
-	return conn, err
+	conn, err := p.dialMesh(ctx, e)
+	if err != nil {
+		if blames(err) {
+			p.failed(ctx, e, err)
+		}
+		return nil, err
+	}
+	p.succeeded(ctx, e)
+	return conn, nil
 }
 
 // blames reports whether an error of connecting is the endpoint's, and not that of the caller who gave up, or of this host.
 func blames(err error) bool {
 	for _, own := range []error{
-		context.Canceled, ca.ErrNoLeaf,
+		context.Canceled, ca.ErrNoLeaf, errOverflow,
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
 	} {
 		if errors.Is(err, own) {
@@ -89,6 +103,7 @@ func (e *endpoint) labels() []string {
 type healthMetrics struct {
 	ejections *prometheus.CounterVec
 	panics    *prometheus.CounterVec
+	overflows *prometheus.CounterVec
 	ejected   *prometheus.Desc
 	current   func() *snapshot
 }
@@ -104,9 +119,9 @@ func newHealthMetrics(r prometheus.Registerer, current func() *snapshot) (*healt
 		}, labels),
 		ejected: prometheus.NewDesc("mesh_endpoint_ejected", "1 for each endpoint that is out of use now.",
 			append(labels, "node", "instance"), nil),
-		current: current,
+		overflows: newOverflow(), current: current,
 	}
-	for _, c := range []prometheus.Collector{m.ejections, m.panics, m} {
+	for _, c := range []prometheus.Collector{m.ejections, m.panics, m.overflows, m} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

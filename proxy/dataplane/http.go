@@ -110,6 +110,7 @@ type attempt struct {
 	tried [maxAttempts]int
 	n     int
 	state *balance.State
+	load  *load // of the cluster, where this request counts; nil if it does not
 
 	// mu guards inner, which Cancel may ask for from any goroutine.
 	mu       sync.Mutex
@@ -134,6 +135,12 @@ func (a *attempt) local(ex *l7.Exchange, in *inboundRoute) l7.Response {
 // remote forwards to an endpoint of the route.
 func (a *attempt) remote(ex *l7.Exchange, route *upstreamRoute) l7.Response {
 	a.reset(ex, route)
+	if over := route.budget.takeRequest(); over != "" {
+		a.route = nil
+		a.set(a.overflow(route, over))
+		return a
+	}
+	a.load = route.budget.load
 	if !a.next() {
 		a.set(ex.Fail(&l7.Error{Reason: l7.NoHealthyInstance, Err: errNoEndpoint}))
 	}
@@ -187,6 +194,11 @@ func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 			}
 			return head, nil
 		}
+		if errors.Is(err, errOverflow) {
+			a.release()
+			a.set(a.overflow(a.route, "pending"))
+			continue
+		}
 		failure, ok := errors.AsType[*l7.Error](err)
 		if !ok || failure.Reason != l7.ConnectFailed {
 			return head, err
@@ -202,6 +214,12 @@ func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 			a.set(a.ex.Fail(failure))
 		}
 	}
+}
+
+// overflow answers a request that a limit refuses.
+func (a *attempt) overflow(route *upstreamRoute, limit string) l7.Response {
+	a.link.plane.health.overflow(route, limit)
+	return a.ex.Fail(&l7.Error{Reason: l7.Overload, Detail: "the upstream's limit of " + limit})
 }
 
 // release lets go of the endpoint that was tried last.
@@ -239,6 +257,10 @@ func (a *attempt) Cancel(r l7.Reason) {
 // Close implements l7.Response.
 func (a *attempt) Close() {
 	a.release()
+	if a.load != nil {
+		a.load.requests.Add(-1)
+		a.load = nil
+	}
 	a.link.end()
 }
 

@@ -36,6 +36,7 @@ type snapshot struct {
 	endpoints map[endpointKey]*endpoint // in use by upstreams
 	apps      map[string]*l7.Pool       // by address of the local application
 	states    balance.Registry          // of endpoints
+	budgets   map[balance.Key]budget    // of clusters; their keys name no instance
 }
 
 type policy struct {
@@ -72,6 +73,7 @@ type upstreamRoute struct {
 	destination catalog.Name
 	http        bool
 	picker      balance.Picker
+	budget      budget
 	endpoints   []*endpoint
 	states      []*balance.State
 }
@@ -168,6 +170,7 @@ func (p *Plane) compileUpstreams(s, before *snapshot) error {
 		}
 	}
 	s.states = before.states.Next(keys, time.Now())
+	s.budgetsFor(before)
 	for _, l := range s.config.Listeners {
 		if l.Kind != proxy.ListenUpstream {
 			continue
@@ -190,6 +193,7 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 		source: l.Source, cluster: cl,
 		destination: catalog.Name{Namespace: cl.Service.Namespace, Name: cl.Service.Name},
 		http:        cl.Protocol == catalog.ProtocolHTTP,
+		budget:      s.budgets[balance.Key{Generation: s.config.Position.Generation, Cluster: cl.Name}],
 	}
 	alpn, serial := alpnTCP, ""
 	if route.http {

@@ -69,6 +69,16 @@ func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
 // connect opens the far side of a TCP session, and tries further endpoints as long as none took it: nothing was sent yet. done
 // must be called when the session is over.
 func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (server net.Conn, done func(), reason Reason) {
+	budget := route.budget
+	if !take(&budget.sessions, budget.limits.Connections) {
+		p.health.overflow(route, "connections")
+		return nil, nil, ReasonOverload
+	}
+	defer func() {
+		if reason != "" {
+			budget.sessions.Add(-1)
+		}
+	}()
 	var tried [maxAttempts]int
 	reason = ReasonNoInstance
 	for n := range p.limits.Attempts {
@@ -84,9 +94,13 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 		conn, err := p.dialEndpoint(ctx, e)
 		if err == nil {
 			l.adopt(conn)
-			return conn, state.End, ""
+			return conn, func() { state.End(); budget.sessions.Add(-1) }, ""
 		}
 		state.End()
+		if errors.Is(err, errOverflow) {
+			p.health.overflow(route, "pending")
+			return nil, nil, ReasonOverload
+		}
 		reason = ReasonConnect
 		p.log.LogAttrs(ctx, slog.LevelDebug, "endpoint could not be used", slog.String("cluster", route.cluster.Name),
 			slog.String("instance", e.instance), slog.Any("error", err))
