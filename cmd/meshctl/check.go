@@ -27,8 +27,12 @@ whole mesh.`,
 				return err
 			}
 			if !local && !all {
-				_, err := os.Stat(socket)
-				local = err == nil && a.setting(a.addr, "MESH_ADDR") == ""
+				one, err := a.context()
+				if err != nil {
+					return err
+				}
+				_, err = os.Stat(socket)
+				local = err == nil && a.first(a.addr, "MESH_ADDR", one.address()) == ""
 			}
 			if local {
 				return a.checkLocal(cmd.Context(), socket)

@@ -36,7 +36,7 @@ func (l *lister) flags(c *cobra.Command) {
 func (l *lister) selection(a *app, kind client.Kind) client.Selection {
 	sel := client.Selection{Prefix: l.prefix, Labels: l.labels}
 	if slices.Contains([]client.Kind{client.KindService, client.KindInstance, client.KindIntention}, kind) && !l.all {
-		sel.Namespace = a.setting(a.namespace, "MESH_NAMESPACE")
+		sel.Namespace = a.inNamespace()
 	}
 	return sel
 }

@@ -219,7 +219,7 @@ func (a *app) listIntentions() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := api.List(cmd.Context(), client.KindIntention, client.Selection{Namespace: a.setting(a.namespace, "MESH_NAMESPACE")})
+			list, err := api.List(cmd.Context(), client.KindIntention, client.Selection{Namespace: a.inNamespace()})
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,9 @@ type app struct {
 	out, err io.Writer
 	env      func(string) string
 
-	addr, caCert, tokenFile, namespace, format string
+	addr, caCert, tokenFile, namespace, format, contextName string
+
+	chosen *meshContext // what context has found
 }
 
 func (a *app) root() *cobra.Command {
@@ -31,9 +34,10 @@ func (a *app) root() *cobra.Command {
 		Short: "operate a meshd service mesh",
 		Long: `meshctl operates a meshd service mesh.
 
-It finds the servers by --addr, MESH_ADDR, or the admin socket of a server on
-this machine. Over the network it needs MESH_TOKEN or MESH_TOKEN_FILE, and
-MESH_CACERT, the roots that "meshctl ca roots" prints on a server.
+It finds the servers by --addr, MESH_ADDR, the context that "meshctl login" made,
+or the admin socket of a server on this machine. Over the network it needs the
+context's, or MESH_TOKEN or MESH_TOKEN_FILE, and MESH_CACERT, the roots that
+"meshctl ca roots" prints on a server.
 
 Exit codes: 0 ok, allowed · 1 error · 2 usage, invalid file · 3 denied, check
 failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict ·
@@ -53,12 +57,13 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	f.StringVar(&a.addr, "addr", "", "server: HOST:7400 or unix:///PATH (MESH_ADDR)")
 	f.StringVar(&a.caCert, "ca-cert", "", "PEM file with the roots that the server must chain to (MESH_CACERT)")
 	f.StringVar(&a.tokenFile, "token-file", "", "file with the API token (MESH_TOKEN_FILE)")
+	f.StringVar(&a.contextName, "context", "", "the context to use, see meshctl login (MESH_CONTEXT)")
 	f.StringVarP(&a.namespace, "namespace", "n", "", "namespace of names written without one (MESH_NAMESPACE)")
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json, yaml, csv or name")
 	root.AddCommand(
 		a.getCommand(), a.validateCommand(), a.diffCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
 		a.explainCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
-		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.versionCommand(),
+		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.loginCommand(), a.contextCommand(), a.versionCommand(),
 	)
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {
 		root.AddCommand(a.shortGet(k))
@@ -103,43 +108,45 @@ func command(c *cobra.Command) string {
 	return strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" ")
 }
 
-// setting returns the flag's value, or the environment's.
-func (a *app) setting(flag, variable string) string {
-	if flag != "" {
-		return flag
+// inNamespace is the namespace of names that are written without one; "" if
+// nobody says.
+func (a *app) inNamespace() string {
+	kept := ""
+	if one, err := a.context(); err == nil && one != nil { // the error is client's to tell
+		kept = one.Namespace
 	}
-	return a.env(variable)
+	return a.first(a.namespace, "MESH_NAMESPACE", kept)
 }
 
-// client returns the client of the server that flags and environment name, or
-// of the one on this machine.
+// client returns the client of the server that flags, environment or context
+// name, in this order, or of the one on this machine.
 func (a *app) client() (*client.Client, error) {
-	cfg := client.Config{Address: a.setting(a.addr, "MESH_ADDR")}
+	one, err := a.context()
+	if err != nil {
+		return nil, err
+	}
+	cfg := client.Config{Address: a.first(a.addr, "MESH_ADDR", one.address())}
 	if cfg.Address == "" {
 		for _, path := range a.serverSockets() {
 			if _, err := os.Stat(path); err == nil {
 				return client.New(client.Config{Address: "unix://" + path})
 			}
 		}
-		return nil, fail(exitUnreachable, "no server: none runs on this machine (looked for %s), and neither --addr nor MESH_ADDR is set",
+		return nil, fail(exitUnreachable, "no server: none runs on this machine (looked for %s), neither --addr nor MESH_ADDR is set, and there is no current context",
 			strings.Join(a.serverSockets(), ", "))
 	}
 	if strings.HasPrefix(cfg.Address, "unix://") {
 		return client.New(cfg)
 	}
-	token, err := a.token()
+	if cfg.Token, err = a.token(); err != nil {
+		return nil, err
+	}
+	text, err := a.rootsPEM()
 	if err != nil {
 		return nil, err
 	}
-	cfg.Token = token
-	if path := a.setting(a.caCert, "MESH_CACERT"); path != "" {
-		data, err := os.ReadFile(path) //nolint:gosec // the user names it
-		if err != nil {
-			return nil, usage("MESH_CACERT: %v", err)
-		}
-		if cfg.Roots, err = ca.ParseRootsPEM(data); err != nil {
-			return nil, usage("MESH_CACERT %s: %v", path, err)
-		}
+	if cfg.Roots, err = parseRoots(text); err != nil {
+		return nil, err
 	}
 	c, err := client.New(cfg)
 	if err != nil {
@@ -148,14 +155,69 @@ func (a *app) client() (*client.Client, error) {
 	return c, nil
 }
 
-func (a *app) token() (ca.Secret, error) {
-	if a.tokenFile == "" {
-		if t := a.env("MESH_TOKEN"); t != "" {
-			return ca.NewSecret([]byte(t)), nil
-		}
+// first is the flag's value, the environment's, or the context's; a context that a
+// flag names comes before the environment, too.
+func (a *app) first(flag, variable, kept string) string {
+	switch {
+	case flag != "":
+		return flag
+	case a.contextName != "" && kept != "":
+		return kept
+	default:
+		return cmp.Or(a.env(variable), kept)
 	}
-	path := a.setting(a.tokenFile, "MESH_TOKEN_FILE")
-	if path == "" {
+}
+
+// rootsPEM is the file that flag or environment name, or the context's roots.
+func (a *app) rootsPEM() (string, error) {
+	kept := ""
+	if a.chosen != nil {
+		kept = a.chosen.Roots
+	}
+	path := a.env("MESH_CACERT")
+	if a.caCert != "" {
+		path = a.caCert
+	} else if path == "" || a.contextName != "" && kept != "" {
+		return kept, nil
+	}
+	data, err := os.ReadFile(path) //nolint:gosec // the user names it
+	if err != nil {
+		return "", usage("MESH_CACERT: %v", err)
+	}
+	if _, err := ca.ParseRootsPEM(data); err != nil {
+		return "", usage("MESH_CACERT %s: %v", path, err)
+	}
+	return string(data), nil
+}
+
+// parseRoots returns no roots of no text.
+func parseRoots(text string) (ca.Bundle, error) {
+	if text == "" {
+		return ca.Bundle{}, nil
+	}
+	roots, err := ca.ParseRootsPEM([]byte(text))
+	if err != nil {
+		return roots, usage("roots: %v", err)
+	}
+	return roots, nil
+}
+
+// token is that of flag, environment or context; none if nobody gives one.
+func (a *app) token() (ca.Secret, error) {
+	kept := ""
+	if a.chosen != nil {
+		kept = a.chosen.Token
+	}
+	path := cmp.Or(a.tokenFile, a.env("MESH_TOKEN_FILE"))
+	switch text := a.env("MESH_TOKEN"); {
+	case a.tokenFile != "":
+	case a.contextName != "" && kept != "":
+		return ca.NewSecret([]byte(kept)), nil
+	case text != "":
+		return ca.NewSecret([]byte(text)), nil
+	case path == "" && kept != "":
+		return ca.NewSecret([]byte(kept)), nil
+	case path == "":
 		return ca.Secret{}, nil
 	}
 	data, err := os.ReadFile(path) //nolint:gosec // the user names it
@@ -186,7 +248,7 @@ func (a *app) name(s string) (catalog.Name, error) {
 
 // qualify puts a bare name into the namespace that is asked for.
 func (a *app) qualify(s string) string {
-	ns := a.setting(a.namespace, "MESH_NAMESPACE")
+	ns := a.inNamespace()
 	if ns == "" || s == "*" || strings.Contains(s, "/") {
 		return s
 	}
