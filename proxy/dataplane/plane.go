@@ -85,6 +85,8 @@ func New(cfg Config) (*Plane, error) {
 		Accept: ca.AcceptAny,
 		ALPN:   []string{alpnHTTP1, alpnTCP},
 	})
+	// Short records at first would cost a system call for each 1,208 bytes.
+	p.serverTLS.DynamicRecordSizingDisabled = true
 	shared := l7.ServerConfig{
 		Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
 	}

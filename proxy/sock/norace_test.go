@@ -1,0 +1,6 @@
+//go:build !race
+
+package sock_test
+
+// allocationsPerRecord bounds TestTLSAllocatesNothing.
+const allocationsPerRecord = 0.5
