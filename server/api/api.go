@@ -124,6 +124,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health, 0},
 		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
+		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, nil, a.prometheusTargets, 0},
 		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
 		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, maxApply}, // each resource is authorized by itself
 		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check, 0},

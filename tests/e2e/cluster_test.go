@@ -88,6 +88,9 @@ join {
 proxy {
   socket = "%[1]s/proxy.sock"
 }
+metrics {
+  address = "%[4]s:7490"
+}
 `
 
 // join makes a host, gives it a token for the services and starts its daemons.
