@@ -46,6 +46,10 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 	g.Go(func() error { return followHangup(serving, plane.ReopenAccessLog) })
 	g.Go(func() error { return serveMetrics(serving, cfg.metrics, registry, log) })
 	g.Go(func() error {
+		tidy(serving)
+		return nil
+	})
+	g.Go(func() error {
 		defer stop()
 		select {
 		case <-ctx.Done():
