@@ -299,6 +299,9 @@ func nodeRow(i client.Item) ([]string, error) {
 	if err := decode(i, &spec, &st); err != nil {
 		return nil, err
 	}
+	if st.Drain {
+		st.State += ", drained"
+	}
 	return []string{i.Name, st.State, since(st.Since), strconv.Itoa(st.Instances), dash(st.Address), dash(strings.Join(spec.Services, ",")), dash(st.Version)}, nil
 }
 

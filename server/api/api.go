@@ -133,6 +133,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/snapshot", acl.Write, acl.Operator, nil, a.saveSnapshot, 0}, // it holds everything: reading it takes the right to write
 		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Operator, nil, a.restoreSnapshot, maxSnapshot},
 	}
+	rs = append(rs, a.drainRoutes()...)
 	for _, k := range a.kinds {
 		remove := a.delete(k)
 		if k.kind() == client.KindSet {

@@ -83,6 +83,9 @@ func nodes() collection {
 			if k, ok := state.Leases.Key(c); ok {
 				return []string{k}
 			}
+			if k, ok := state.NodeDrains.Key(c); ok {
+				return []string{k}
+			}
 			if k, ok := state.Instances.Key(c); ok {
 				return []string{k.Node}
 			}
@@ -102,6 +105,7 @@ func nodes() collection {
 			for range s.InstancesOn(k) {
 				st.Instances++
 			}
+			_, st.Drain = state.NodeDrains.Get(s, k)
 			return st
 		},
 	}
@@ -166,9 +170,14 @@ func touchedInstances(s *state.Snapshot, c state.Change) []catalog.InstanceKey {
 	if k, ok := state.InstanceStatuses.Key(c); ok {
 		return []catalog.InstanceKey{k}
 	}
+	if k, ok := state.InstanceDrains.Key(c); ok {
+		return []catalog.InstanceKey{k}
+	}
 	node, ok := state.Leases.Key(c)
 	if !ok {
-		return nil
+		if node, ok = state.NodeDrains.Key(c); !ok {
+			return nil
+		}
 	}
 	var keys []catalog.InstanceKey
 	for k := range s.InstancesOn(node) {
@@ -198,6 +207,9 @@ func instanceState(s *state.Snapshot, k catalog.InstanceKey) (catalog.InstanceSt
 	st := catalog.InstanceStatus{Health: catalog.HealthUnknown}
 	if rec, ok := state.InstanceStatuses.Get(s, k); ok && rec.Err == nil {
 		st = rec.Value
+	}
+	if _, _, drained := s.Drained(k); drained {
+		st.Drain = true
 	}
 	lease, ok := state.Leases.Get(s, k.Node)
 	return st, !ok || lease.Err != nil || lease.Value.Lost

@@ -219,6 +219,25 @@ func (c *Client) DeleteSet(ctx context.Context, name string, prune bool) (Result
 	return r, c.call(ctx, http.MethodDelete, path, nil, &r)
 }
 
+// Drain lets a node, or an instance, take no new work until Undrain, whatever its
+// agent says.
+func (c *Client) Drain(ctx context.Context, ref Ref, req DrainRequest) (Result, error) {
+	var r Result
+	return r, c.do(ctx, http.MethodPut, ref.Path()+"/drain", req, &r)
+}
+
+// Undrain takes back what Drain said.
+func (c *Client) Undrain(ctx context.Context, ref Ref) (Result, error) {
+	var r Result
+	return r, c.do(ctx, http.MethodDelete, ref.Path()+"/drain", nil, &r)
+}
+
+// Leave takes the instances of a node that is out of touch out of the catalog.
+func (c *Client) Leave(ctx context.Context, node string) (Result, error) {
+	var r Result
+	return r, c.do(ctx, http.MethodPost, Ref{Kind: KindNode, Parts: []string{node}}.Path()+"/leave", nil, &r)
+}
+
 // Check decides one request as a proxy would.
 func (c *Client) Check(ctx context.Context, req AccessRequest) (Access, error) {
 	var a Access

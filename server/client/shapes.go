@@ -134,6 +134,8 @@ type NodeStatus struct {
 	Since time.Time `json:"since,omitzero"`
 	// Instances are those registered on the node.
 	Instances int `json:"instances"`
+	// Drain says that an operator has drained the node.
+	Drain bool `json:"drain,omitempty"`
 }
 
 // ServiceStatus is the status of a service's Item.
@@ -162,6 +164,8 @@ const (
 	ChangeUpdated   = "updated"
 	ChangeUnchanged = "unchanged"
 	ChangeDeleted   = "deleted"
+	ChangeDrained   = "drained"
+	ChangeUndrained = "undrained"
 )
 
 // Change is what a write did to one resource.
@@ -193,6 +197,11 @@ type ApplyRequest struct {
 	Set string `json:"set,omitempty"`
 	// Prune deletes what belongs to the set and is not among Resources.
 	Prune bool `json:"prune,omitempty"`
+}
+
+// DrainRequest takes a node or an instance out of service.
+type DrainRequest struct {
+	Reason string `json:"reason,omitempty"`
 }
 
 // Resource is one spec with its kind beside it, so that its bytes can be

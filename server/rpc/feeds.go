@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -142,6 +143,16 @@ func (f *feeds) touch(c state.Change) {
 		if key, ok := state.InstanceStatuses.Key(c); ok {
 			f.syncInstance(key)
 		}
+	case state.InstanceDrains.Kind():
+		if key, ok := state.InstanceDrains.Key(c); ok {
+			f.syncInstance(key)
+		}
+	case state.NodeDrains.Kind():
+		if node, ok := state.NodeDrains.Key(c); ok {
+			for key := range f.snapshot.InstancesOn(node) {
+				f.syncInstance(key)
+			}
+		}
 	case state.Leases.Kind():
 		if node, ok := state.Leases.Key(c); ok {
 			for key := range f.snapshot.InstancesOn(node) {
@@ -246,8 +257,8 @@ func (f *feeds) fillEndpoints(destination catalog.Name) {
 		}
 		for key, rec := range f.snapshot.InstancesOf(destination) {
 			put(instanceItem(key), rec.Raw, rec.Revision)
-			if status, ok := state.InstanceStatuses.Get(f.snapshot, key); ok {
-				put(statusItem(key), status.Raw, status.Revision)
+			if status, revision, ok := f.status(set, key); ok {
+				put(statusItem(key), status, revision)
 			}
 			if lease, ok := state.Leases.Get(f.snapshot, key.Node); ok {
 				put(leaseItem(key.Node), lease.Raw, lease.Revision)
@@ -276,13 +287,42 @@ func (f *feeds) syncInstance(key catalog.InstanceKey) {
 		return
 	}
 	rec, exists := state.Instances.Get(f.snapshot, key)
-	status, has := state.InstanceStatuses.Get(f.snapshot, key)
+	status, revision, has := f.status(set, key)
 	changed := set.sync(instanceItem(key), rec.Raw, rec.Revision, exists, f.revision())
-	changed = set.sync(statusItem(key), status.Raw, status.Revision, exists && has, f.revision()) || changed
+	changed = set.sync(statusItem(key), status, revision, exists && has, f.revision()) || changed
 	if changed {
 		set.mark()
 	}
 	f.syncLease(key.Service, key.Node)
+}
+
+// status is what callers are shown of an instance's state: what its agent observed,
+// and the drain of an operator in it. Its revision never falls while it is shown,
+// not even when a drain, which is newer than the rest, is taken back; one of another
+// generation may be above all of this one's.
+func (f *feeds) status(set *itemset, key catalog.InstanceKey) (raw []byte, revision uint64, ok bool) {
+	rec, ok := state.InstanceStatuses.Get(f.snapshot, key)
+	raw, revision = rec.Raw, rec.Revision
+	if _, at, drained := f.snapshot.Drained(key); drained {
+		shown := rec.Value
+		if !ok || rec.Err != nil {
+			shown = catalog.InstanceStatus{Health: catalog.HealthUnknown}
+		}
+		shown.Drain = true
+		merged, err := json.Marshal(shown)
+		if err != nil {
+			f.log.Error("status can't be encoded", slog.String("instance", instanceItem(key)), slog.Any("error", err))
+			return nil, 0, false
+		}
+		raw, revision, ok = merged, max(revision, at), true
+	}
+	if shown := set.get(statusItem(key)); ok && shown != nil && shown.revision > revision && shown.revision <= f.revision() {
+		revision = shown.revision
+		if !bytes.Equal(shown.json, raw) {
+			revision = f.revision()
+		}
+	}
+	return raw, revision, ok
 }
 
 // syncLease shows the lease of a node beside the instances on it. A lease that

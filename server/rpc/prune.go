@@ -84,6 +84,12 @@ func (s *Server) pruneNode(ctx context.Context, node string) error {
 		state.NodeIdentities.Delete(tx, node)
 		state.NodeStatuses.Delete(tx, node)
 		state.Leases.Delete(tx, node)
+		state.NodeDrains.Delete(tx, node)
+		for key := range state.InstanceDrains.All(tx) {
+			if key.Node == node {
+				state.InstanceDrains.Delete(tx, key)
+			}
+		}
 		return nil
 	})
 	if err != nil {

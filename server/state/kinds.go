@@ -112,13 +112,22 @@ var (
 			return []string{joinPath(indexSet, append([]string{v.Set}, encodeMember(m)...)...)}
 		},
 	}
+	// NodeDrains holds the nodes that an operator has drained. See also
+	// Snapshot.Drained.
+	NodeDrains = &Table[string, Drain]{
+		kind: "node-drain", index: 15, encode: encodeName, decode: decodeName, read: lenient[string, Drain],
+	}
+	// InstanceDrains holds the instances that an operator has drained.
+	InstanceDrains = &Table[catalog.InstanceKey, Drain]{
+		kind: "instance-drain", index: 16, encode: encodeInstance, decode: decodeInstance, read: lenient[catalog.InstanceKey, Drain],
+	}
 )
 
 // rows lists the tables at their indexes.
 var rows = []row{
 	Namespaces, Nodes, Services, Instances, Intentions, InstanceStatuses,
 	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters, NodeIdentities,
-	Sets, SetMembers,
+	Sets, SetMembers, NodeDrains, InstanceDrains,
 }
 
 func rowOf(kind Kind) (row, int) {
