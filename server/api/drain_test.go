@@ -95,7 +95,7 @@ func TestLeave(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	var names []string
-	for _, id := range strings.SplitSeq("a b c d e f g h i j k l", " ") {
+	for id := range strings.SplitSeq("a b c d e f g h i j k l", " ") {
 		names = append(names, "vm-a/"+id)
 	}
 	w.instances(t, names[:6]...)
