@@ -164,9 +164,15 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	if err != nil {
 		return err
 	}
-	handlers := api.New(api.Config{
+	var handlers *api.API
+	metrics, err := m.metricsHandler(fleet{rpc: agents}, own, func() int { return handlers.Watches() })
+	if err != nil {
+		return err
+	}
+	handlers = api.New(api.Config{
 		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents},
 		Snapshots: snapshots{engine: m.engine, authority: m.authority},
+		Metrics:   metrics,
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
 		Addresses: []string{address},

@@ -48,7 +48,9 @@ type Config struct {
 	Authority ca.Authority
 	Fleet     Fleet
 	Snapshots Snapshots
-	Log       *slog.Logger
+	// Metrics answers GET /v1/metrics, for callers that may.
+	Metrics http.Handler
+	Log     *slog.Logger
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
 	Info client.Status
@@ -124,6 +126,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health, 0},
 		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
+		{http.MethodGet, "/v1/metrics", acl.Read, acl.Operator, nil, a.metrics, 0},
 		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, nil, a.prometheusTargets, 0},
 		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
 		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, maxApply}, // each resource is authorized by itself

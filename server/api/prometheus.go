@@ -13,6 +13,15 @@ import (
 // metricsPort is where agents serve the metrics of their host by default.
 const metricsPort = "7490"
 
+// metrics tells about this server, in the form that the caller asks for.
+func (a *API) metrics(c *call) (any, error) {
+	a.cfg.Metrics.ServeHTTP(c.out, c.Request)
+	return written{}, nil
+}
+
+// Watches returns how many watches are open.
+func (a *API) Watches() int { return len(a.watches) }
+
 // prometheusTargets tells Prometheus where the hosts' metrics are: at the address
 // of each node that has joined. Its port is that of all: a fleet has one.
 func (a *API) prometheusTargets(c *call) (any, error) {

@@ -11,6 +11,16 @@ import (
 	"github.com/meshd/meshd/server/state"
 )
 
+func TestMetricsAreForOperators(t *testing.T) {
+	w := newWorld(t)
+	if code, body := call(t, http.MethodGet, w.url+"/v1/metrics", w.token, ""); code != http.StatusOK || body != "stand_in 1\n" {
+		t.Errorf("with a token: %d %q", code, body)
+	}
+	if code, body := call(t, http.MethodGet, w.url+"/v1/metrics", "", ""); code != http.StatusUnauthorized {
+		t.Errorf("without one: %d %q", code, body)
+	}
+}
+
 func TestPrometheusTargets(t *testing.T) {
 	w := newWorld(t)
 	if _, body := call(t, http.MethodGet, w.url+"/v1/prometheus/sd", w.token, ""); body != "[]" && body != "[]\n" {

@@ -212,7 +212,7 @@ func (s *spine) alerts(w *host) {
 			}
 		}
 		slices.Sort(found)
-		if rules < 12 || !slices.Equal(slices.Compact(found), []string{"vm-b"}) {
+		if rules < 15 || !slices.Equal(slices.Compact(found), []string{"vm-b"}) {
 			return fmt.Sprintf("%d rules; MeshProxyDown: %v", rules, found)
 		}
 		return ""
