@@ -32,9 +32,11 @@ const (
 	metricsOff = "off"
 	// metricsRetry is the wait before an address that is taken is tried again.
 	metricsRetry = time.Second
-	// scrapeTimeout bounds a scrape of the proxy or of another host: less than
-	// the ten seconds that Prometheus waits by default.
-	scrapeTimeout = 5 * time.Second
+	// scrapeTimeout bounds a scrape of the proxy, relayTimeout one of another
+	// host, which may wait for its proxy as long. Prometheus waits ten seconds by
+	// default.
+	scrapeTimeout = 3 * time.Second
+	relayTimeout  = 8 * time.Second
 	// maxScrape bounds what is taken from them.
 	maxScrape = 64 << 20
 	// metricsText is the one format in which two expositions can be put one
@@ -199,7 +201,7 @@ func (h *host) relay(w http.ResponseWriter, r *http.Request) {
 		Leaf: h.nodeCertificate, Bundle: h.roots, ALPN: []string{"http/1.1"},
 		Accept: ca.Expect(spiffe.Node(h.trustDomain(), node)),
 	})}
-	body, err := fetch(r.Context(), &http.Client{Timeout: scrapeTimeout, Transport: transport}, "https://"+target+"/metrics")
+	body, err := fetch(r.Context(), &http.Client{Timeout: relayTimeout, Transport: transport}, "https://"+target+"/metrics")
 	if err != nil {
 		h.log.DebugContext(r.Context(), "metrics of another host can't be had", slog.String("node", node), slog.Any("error", err))
 		http.Error(w, "metrics of node "+node+": "+err.Error(), http.StatusBadGateway)
