@@ -63,7 +63,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	root.AddCommand(
 		a.getCommand(), a.validateCommand(), a.diffCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
 		a.explainCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
-		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.drainCommand(), a.undrainCommand(), a.loginCommand(), a.contextCommand(), a.versionCommand(),
+		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.drainCommand(), a.undrainCommand(), a.loginCommand(), a.contextCommand(), a.manCommand(), a.versionCommand(),
 	)
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {
 		c := a.shortGet(k)

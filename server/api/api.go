@@ -124,6 +124,7 @@ type written struct{}
 func (a *API) routes() []route {
 	rs := []route{
 		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health, 0},
+		{http.MethodGet, "/v1/openapi.json", acl.Read, acl.Health, nil, a.openAPI, 0},
 		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
 		{http.MethodGet, "/v1/metrics", acl.Read, acl.Operator, nil, a.metrics, 0},

@@ -159,7 +159,7 @@ func (w *world) do(t *testing.T, method, path, body string, want int, out any) {
 func TestEveryRouteIsAuthorized(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	public := map[string]bool{"/v1/healthz": true, "/v1/ca/roots": true}
+	public := map[string]bool{"/v1/healthz": true, "/v1/openapi.json": true, "/v1/ca/roots": true}
 	expired, secret := acl.NewToken(acl.RoleAdmin, "expired", time.Now())
 	past := time.Now().Add(-time.Minute)
 	expired.Expires = &past
