@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -15,10 +14,9 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/meshd/meshd/agent/procnet"
 	"github.com/meshd/meshd/proxy"
+	"github.com/meshd/meshd/proxy/feed"
 )
 
 // ListenerStatus is the state of one listening socket of the plan.
@@ -66,15 +64,17 @@ func (s *sockets) follow(ctx context.Context, wanted []proxy.Listener, offered m
 	maps.DeleteFunc(s.wait, func(name string, _ ListenerStatus) bool { return !names[name] })
 	for _, l := range wanted {
 		if s.held[l.Name] != nil && s.open[l.Name].Address == l.Address {
+			s.allow(l)
 			continue
 		}
 		s.drop(l.Name) // its address changed
-		if f := offered[l.Name]; f != nil && boundTo(f, l.Address) {
+		if f := offered[l.Name]; f != nil && feed.BoundTo(f, l.Address) {
 			delete(offered, l.Name)
 			s.keep(l, f)
+			s.allow(l)
 			continue
 		}
-		f, err := listen(ctx, l.Address)
+		f, err := feed.Listen(ctx, l)
 		if err != nil {
 			s.waiting(l, err, proxies)
 			waits = true
@@ -97,9 +97,16 @@ func (s *sockets) keep(l proxy.Listener, f *os.File) {
 	s.open[l.Name] = ListenerStatus{Name: l.Name, Address: l.Address, Open: true, Since: time.Now()}
 }
 
+// allow gives a unix socket the mode that the plan says now.
+func (s *sockets) allow(l proxy.Listener) {
+	if err := feed.Allow(l); err != nil {
+		s.log.Warn("the mode of a listener's socket can't be set", slog.String("listener", l.Name), slog.Any("error", err))
+	}
+}
+
 func (s *sockets) drop(name string) {
 	if f := s.held[name]; f != nil {
-		_ = f.Close()
+		feed.Remove(f)
 		delete(s.held, name)
 		delete(s.open, name)
 	}
@@ -129,8 +136,11 @@ func (s *sockets) status() []ListenerStatus {
 }
 
 func (s *sockets) close() {
-	for name := range s.held {
-		s.drop(name)
+	// The proxy serves on: the paths of unix sockets stay.
+	for name, f := range s.held {
+		_ = f.Close()
+		delete(s.held, name)
+		delete(s.open, name)
 	}
 }
 
@@ -148,58 +158,4 @@ func parseListen(address string) (netip.AddrPort, error) {
 	}
 	ip, err := netip.ParseAddr(host)
 	return netip.AddrPortFrom(ip, uint16(n)), err
-}
-
-// listen opens a listening socket as a file that can be passed on.
-func listen(ctx context.Context, address string) (*os.File, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = l.Close() }() // its duplicate lives on
-	tl, ok := l.(*net.TCPListener)
-	if !ok {
-		return nil, fmt.Errorf("listen on %s: not TCP", address)
-	}
-	return tl.File()
-}
-
-// boundTo reports whether a socket that came from a proxy is a listening one
-// and bound where the plan says.
-func boundTo(f *os.File, address string) bool {
-	want, err := parseListen(address)
-	if err != nil {
-		return false
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return false
-	}
-	fits := false
-	err = raw.Control(func(fd uintptr) {
-		if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-			return
-		}
-		switch sa, err := unix.Getsockname(int(fd)); {
-		case err != nil:
-		default:
-			fits = sameAddress(sa, want)
-		}
-	})
-	return err == nil && fits
-}
-
-func sameAddress(sa unix.Sockaddr, want netip.AddrPort) bool {
-	var got netip.AddrPort
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		got = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)) //nolint:gosec // the kernel's port
-	case *unix.SockaddrInet6:
-		got = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port)) //nolint:gosec // the kernel's port
-	default:
-		return false
-	}
-	bothAny := got.Addr().IsUnspecified() && want.Addr().IsUnspecified()
-	return got.Port() == want.Port() && (bothAny || got.Addr() == want.Addr().Unmap())
 }

@@ -52,11 +52,16 @@ type Upstream struct {
 	// Service is "service" (in DefaultNamespace) or "namespace/service".
 	Service string `json:"service"`
 	// Port is the name of the service's port; its default port when empty.
-	Port      string `json:"port,omitempty"`
-	LocalPort uint16 `json:"local_port"`
+	Port string `json:"port,omitempty"`
+	// LocalPort and LocalSocket exclude each other.
+	LocalPort uint16 `json:"local_port,omitzero"`
 	// LocalAddress is an IP address; DefaultAddress when empty.
 	LocalAddress string `json:"local_address,omitempty"`
-	Limits       Limits `json:"limits,omitzero"`
+	// LocalSocket is the absolute path of a unix socket.
+	LocalSocket string `json:"local_socket,omitempty"`
+	// LocalSocketMode is its mode, see ParseSocketMode.
+	LocalSocketMode string `json:"local_socket_mode,omitempty"`
+	Limits          Limits `json:"limits,omitzero"`
 }
 
 // Limits bound what one host sends to one port of a service at a time. 0 is the
@@ -145,8 +150,11 @@ func (d Definition) WithDefaults() Definition {
 		if n := d.Upstreams[i].Ref(); !n.IsZero() {
 			d.Upstreams[i].Service = n.String()
 		}
-		if d.Upstreams[i].LocalAddress == "" {
-			d.Upstreams[i].LocalAddress = DefaultAddress
+		switch u := &d.Upstreams[i]; {
+		case u.LocalSocket != "" && u.LocalSocketMode == "":
+			u.LocalSocketMode = DefaultSocketMode
+		case u.LocalSocket == "" && u.LocalAddress == "":
+			u.LocalAddress = DefaultAddress
 		}
 	}
 	return d
@@ -257,6 +265,12 @@ func (d Definition) validatePorts(p *Problems) {
 // application itself does.
 func (d Definition) localClash(p *Problems, at string, i int) {
 	u := d.Upstreams[i]
+	for n, o := range d.Upstreams[:i] {
+		if u.LocalSocket != "" && o.LocalSocket == u.LocalSocket {
+			p.Add(at+".local_socket", "%q is taken by upstreams[%d]: choose another", u.LocalSocket, n)
+			return
+		}
+	}
 	if u.LocalPort == 0 {
 		return
 	}
@@ -291,8 +305,17 @@ func (u Upstream) Validate() error {
 	if u.Port != "" {
 		p.label("port", u.Port)
 	}
-	if u.LocalPort == 0 {
-		p.Add("local_port", "missing: write the local port on which the application reaches this service, 1 to 65535")
+	switch {
+	case u.LocalSocket == "" && u.LocalSocketMode != "":
+		p.Add("local_socket_mode", "has no effect without local_socket: remove it")
+	case u.LocalSocket != "" && (u.LocalPort != 0 || u.LocalAddress != ""):
+		p.Add("local_socket", "excludes local_port and local_address: write one or the other")
+	case u.LocalSocket != "":
+		p.Under("local_socket", CheckSocketPath(u.LocalSocket))
+		_, err := ParseSocketMode(u.LocalSocketMode)
+		p.Under("local_socket_mode", err)
+	case u.LocalPort == 0:
+		p.Add("local_port", "missing: write the local port on which the application reaches this service, 1 to 65535, or a local_socket")
 	}
 	p.address("local_address", u.LocalAddress)
 	p.Under("limits", u.Limits.Validate())

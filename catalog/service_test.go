@@ -264,3 +264,38 @@ func TestLimits(t *testing.T) {
 		t.Errorf("the lower limits (-want +got):\n%s", diff)
 	}
 }
+
+func TestUpstreamOnAUnixSocket(t *testing.T) {
+	long := "/" + strings.Repeat("x", 107)
+	tests := map[string]struct {
+		upstream catalog.Upstream
+		fields   []string
+	}{
+		"alone":           {catalog.Upstream{LocalSocket: "/run/web/api.sock"}, nil},
+		"with a mode":     {catalog.Upstream{LocalSocket: "/run/web/api.sock", LocalSocketMode: "600"}, nil},
+		"with a port":     {catalog.Upstream{LocalSocket: "/run/api.sock", LocalPort: 1}, []string{"local_socket"}},
+		"with an address": {catalog.Upstream{LocalSocket: "/run/api.sock", LocalAddress: "127.0.0.1"}, []string{"local_socket"}},
+		"a mode alone":    {catalog.Upstream{LocalPort: 1, LocalSocketMode: "0600"}, []string{"local_socket_mode"}},
+		"no octal mode":   {catalog.Upstream{LocalSocket: "/run/api.sock", LocalSocketMode: "0888"}, []string{"local_socket_mode"}},
+		"setuid":          {catalog.Upstream{LocalSocket: "/run/api.sock", LocalSocketMode: "4755"}, []string{"local_socket_mode"}},
+		"relative":        {catalog.Upstream{LocalSocket: "api.sock"}, []string{"local_socket"}},
+		"upwards":         {catalog.Upstream{LocalSocket: "/run/../etc/x"}, []string{"local_socket"}},
+		"too long":        {catalog.Upstream{LocalSocket: long}, []string{"local_socket"}},
+		"just fits":       {catalog.Upstream{LocalSocket: long[:107]}, nil},
+	}
+	for name, tt := range tests {
+		tt.upstream.Service = "api"
+		var got []string
+		for _, e := range catalog.FieldErrors(tt.upstream.Validate()) {
+			got = append(got, e.Field)
+		}
+		if diff := cmp.Diff(tt.fields, got); diff != "" {
+			t.Errorf("%s: fields with problems (-want +got):\n%s", name, diff)
+		}
+	}
+	one := catalog.Upstream{Service: "api", LocalSocket: "/run/api.sock"}
+	d := catalog.Definition{Name: "web", Upstreams: []catalog.Upstream{one, one}}
+	if errs := catalog.FieldErrors(d.Validate()); len(errs) != 1 || errs[0].Field != "upstreams[1].local_socket" {
+		t.Errorf("two upstreams on one socket: %v", errs)
+	}
+}

@@ -5,6 +5,8 @@
 package proxy
 
 import (
+	"strings"
+
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
@@ -55,14 +57,26 @@ type Listener struct {
 	Name string       `json:"name"`
 	Kind ListenerKind `json:"kind"`
 	// Address is host:port with a numeric host, or an empty one for every
-	// address of the host. A passed socket is used only if it is bound there.
+	// address of the host; or "unix:" and the path of a unix socket, for an
+	// upstream listener. A passed socket is used only if it is bound there.
 	Address string `json:"address"`
+	// SocketMode is the mode of a unix socket, see catalog.ParseSocketMode.
+	SocketMode string `json:"socket_mode,omitempty"`
 	// Source is the service that owns an upstream listener: every connection
 	// accepted there is sent with its identity.
 	Source spiffe.ID `json:"source,omitzero"`
 	// Cluster names where an upstream listener's bytes go.
 	Cluster string `json:"cluster,omitempty"`
 }
+
+// UnixAddress returns the Address of a listener on a unix socket.
+func UnixAddress(path string) string { return unixPrefix + path }
+
+const unixPrefix = "unix:"
+
+// UnixPath returns the path of a listener's unix socket, and false if it
+// listens on TCP.
+func (l Listener) UnixPath() (path string, ok bool) { return strings.CutPrefix(l.Address, unixPrefix) }
 
 // Inbound is one port of one local instance, as the mesh reaches it.
 type Inbound struct {

@@ -68,6 +68,20 @@ func (v *validator) listeners() {
 }
 
 func (v *validator) listenAddress(at string, l Listener, addresses map[string]string) {
+	if path, ok := l.UnixPath(); ok {
+		v.Under(at, catalog.CheckSocketPath(path))
+		if l.Kind != ListenUpstream {
+			v.Add(at, "%q: only an upstream listens on a unix socket", l.Address)
+		}
+		if _, err := catalog.ParseSocketMode(l.SocketMode); err != nil {
+			v.Add(at, "socket_mode %q is no mode", l.SocketMode)
+		}
+		if other := addresses[l.Address]; other != "" {
+			v.Add(at, "%q is listener %q's address too", l.Address, other)
+		}
+		addresses[l.Address] = l.Name
+		return
+	}
 	ip, port, err := splitAddress(l.Address)
 	switch {
 	case err != nil:

@@ -216,16 +216,20 @@ func (b *builder) upstream(d catalog.Definition, u catalog.Upstream) {
 	if u.LocalAddress == catalog.DefaultAddress {
 		at = strconv.Itoa(int(u.LocalPort))
 	}
+	if u.LocalSocket != "" {
+		address = proxy.UnixAddress(u.LocalSocket)
+		at = address
+	}
 	listener := proxy.Listener{
 		Name: "upstream/" + source.String() + "/" + destination.String() + "/" + at, Kind: proxy.ListenUpstream,
-		Address: address, Source: b.identity(source),
+		Address: address, SocketMode: u.LocalSocketMode, Source: b.identity(source),
 	}
 	if other, taken := b.bound[address]; taken {
 		// Two instances of one service may share a listener: there is nothing
 		// by which to tell them apart.
 		same := b.listeners[other].Name == listener.Name && b.listeners[other].Cluster == b.cluster(source, destination, u)
 		if !same {
-			b.problem(listener.Name, "%s is taken by %s: choose another local_port for %s in the definition of %s/%s",
+			b.problem(listener.Name, "%s is taken by %s: choose another local_port or local_socket for %s in the definition of %s/%s",
 				address, other, destination.Short(), source.Short(), d.ID)
 		}
 		return

@@ -23,7 +23,7 @@ type listener struct {
 	name   string
 	kind   proxy.ListenerKind
 	cookie uint64
-	ln     *net.TCPListener
+	ln     net.Listener // TCP or, for an upstream, unix
 	open   atomic.Int64
 }
 
@@ -76,16 +76,18 @@ func newListener(want proxy.Listener, file *os.File, cookie uint64) (*listener, 
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", want.Address, err)
 	}
-	tl, ok := ln.(*net.TCPListener)
-	if !ok || !boundTo(tl.Addr(), want.Address) {
+	if !boundTo(ln.Addr(), want.Address) {
 		_ = ln.Close()
 		return nil, fmt.Errorf("listen on %s: the socket is bound to %s", want.Address, ln.Addr())
 	}
-	return &listener{name: want.Name, kind: want.Kind, cookie: cookie, ln: tl}, nil
+	return &listener{name: want.Name, kind: want.Kind, cookie: cookie, ln: ln}, nil
 }
 
 // boundTo reports whether a socket's address is the one that a plan names.
 func boundTo(addr net.Addr, address string) bool {
+	if have, ok := addr.(*net.UnixAddr); ok {
+		return address == proxy.UnixAddress(have.Name)
+	}
 	have, ok := addr.(*net.TCPAddr)
 	if !ok {
 		return false
@@ -131,7 +133,7 @@ func (p *Plane) accept(ctx context.Context, l *listener) {
 	}
 	overload := p.metrics.refused.WithLabelValues(string(side), string(ReasonOverload))
 	for {
-		nc, err := l.ln.AcceptTCP()
+		nc, err := l.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -152,12 +154,16 @@ func (p *Plane) accept(ctx context.Context, l *listener) {
 		}
 		p.tasks.Go(func() {
 			defer l.open.Add(-1)
-			// The error is that of a connection which is gone already.
-			_ = nc.SetKeepAliveConfig(keepAlive())
-			if l.kind == proxy.ListenMesh {
-				p.serveMesh(ctx, nc)
-			} else {
+			tc, isTCP := nc.(*net.TCPConn)
+			if isTCP {
+				// The error is that of a connection which is gone already.
+				_ = tc.SetKeepAliveConfig(keepAlive())
+			}
+			switch {
+			case l.kind != proxy.ListenMesh:
 				p.serveUpstream(ctx, nc, l.name)
+			case isTCP: // Validate has no other
+				p.serveMesh(ctx, tc)
 			}
 		})
 	}

@@ -14,7 +14,7 @@ import (
 var errNoEndpoint = errors.New("no instance is left to try")
 
 // serveUpstream serves one connection of a local application.
-func (p *Plane) serveUpstream(ctx context.Context, nc *net.TCPConn, name string) {
+func (p *Plane) serveUpstream(ctx context.Context, nc net.Conn, name string) {
 	l := p.newLink(outbound)
 	l.listener = name
 	l.hold(0, nc)

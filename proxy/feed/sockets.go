@@ -2,10 +2,8 @@ package feed
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"slices"
 
@@ -55,7 +53,7 @@ func (c *Client) openMissing(ctx context.Context) bool {
 		if _, ok := c.sockets[l.Name]; ok {
 			continue
 		}
-		file, err := openSocket(ctx, l.Address)
+		file, err := Listen(ctx, l)
 		if err != nil {
 			if c.failed[l.Name] != err.Error() { // each cause once, not each second
 				c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "listener could not be opened, it is tried again",
@@ -71,24 +69,6 @@ func (c *Client) openMissing(ctx context.Context) bool {
 	return opened
 }
 
-func openSocket(ctx context.Context, address string) (*os.File, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	defer l.Close() //nolint:errcheck // its duplicate lives on
-	tl, ok := l.(*net.TCPListener)
-	if !ok {
-		return nil, fmt.Errorf("listen on %s: not TCP", address)
-	}
-	file, err := tl.File()
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", address, err)
-	}
-	return file, nil
-}
-
 // dropOwnSockets closes the sockets that no agent looks after and the plan no longer names.
 func (c *Client) dropOwnSockets(cfg proxy.Config) {
 	named := make(map[string]bool, len(cfg.Listeners))
@@ -98,7 +78,7 @@ func (c *Client) dropOwnSockets(cfg proxy.Config) {
 	var gone []string
 	for name, s := range c.sockets {
 		if s.own && !named[name] {
-			_ = s.file.Close()
+			Remove(s.file)
 			delete(c.sockets, name)
 			gone = append(gone, name)
 		}
