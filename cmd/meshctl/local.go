@@ -36,8 +36,7 @@ func localStatus(ctx context.Context, socket string) (agent.Status, error) {
 		if os.IsPermission(err) {
 			return st, fail(exitPermission, "the agent's socket %s: run this as root or as a member of its group", socket)
 		}
-		var op *net.OpError
-		if errors.As(err, &op) {
+		if op, ok := errors.AsType[*net.OpError](err); ok {
 			err = op
 		}
 		return st, fail(exitUnreachable, "the agent does not answer: %v; does it run?", err)
@@ -98,8 +97,7 @@ func (r *report) servers(st agent.Status) {
 		if !first.IsZero() {
 			text += ", the first certificate ends in " + time.Until(first).Round(time.Minute).String()
 		}
-		switch st.Server.Refused {
-		case meshpb.ReasonNodeUnknown, meshpb.ReasonNodeReplaced:
+		if st.Server.Refused == meshpb.ReasonNodeUnknown || st.Server.Refused == meshpb.ReasonNodeReplaced {
 			text += " → put a token of meshctl token join --node " + st.Node + " --replace into the agent's token file"
 		}
 		r.add(client.FactFail, "%s", text)

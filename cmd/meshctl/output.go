@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/catalog/manifest"
 )
 
@@ -23,7 +24,11 @@ var formats = []string{"table", "wide", "json", "yaml", "csv", "name"}
 
 func (a *app) checkFormat() error {
 	if !slices.Contains(formats, a.format) {
-		return usage("%v %q: use one of %s", errFormat, a.format, strings.Join(formats, ", "))
+		near := ""
+		if n := catalog.Closest(a.format, formats); n != "" {
+			near = " (did you mean " + n + "?)"
+		}
+		return usage("%v %q%s: use one of %s", errFormat, a.format, near, strings.Join(formats, ", "))
 	}
 	return nil
 }

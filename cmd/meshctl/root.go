@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -51,7 +52,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usage("%v; see %s --help", err, c.CommandPath())
+		return usage("%v%s; see %s --help", err, nearFlag(c, err.Error()), c.CommandPath())
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.addr, "addr", "", "server: HOST:7400 or unix:///PATH (MESH_ADDR)")
@@ -94,6 +95,25 @@ func mark(text string) string {
 		return "?"
 	}
 	return "."
+}
+
+// flagName finds flags in the text of --help.
+var flagName = regexp.MustCompile(`--([a-z-]+)`)
+
+// nearFlag suggests a flag for an unknown one that err names.
+func nearFlag(c *cobra.Command, err string) string {
+	unknown, ok := strings.CutPrefix(err, "unknown flag: --")
+	if !ok {
+		return ""
+	}
+	var have []string
+	for _, m := range flagName.FindAllStringSubmatch(c.LocalFlags().FlagUsages()+c.InheritedFlags().FlagUsages(), -1) {
+		have = append(have, m[1])
+	}
+	if near := catalog.Closest(unknown, have); near != "" {
+		return ", did you mean --" + near + "?"
+	}
+	return ""
 }
 
 // exactly demands n arguments and names them when they are not there.
