@@ -62,9 +62,17 @@ func newBenchClient(tb testing.TB, address string) *benchClient {
 }
 
 func (b *benchClient) do() {
+	b.send()
+	b.receive()
+}
+
+func (b *benchClient) send() {
 	if _, err := b.c.Write(requestBytes); err != nil {
 		b.tb.Fatal(err)
 	}
+}
+
+func (b *benchClient) receive() {
 	for first := true; ; first = false {
 		line, err := b.br.ReadSlice('\n')
 		if err != nil {

@@ -261,6 +261,7 @@ func (a *attempt) Close() {
 		a.load.requests.Add(-1)
 		a.load = nil
 	}
+	a.ex, a.route = nil, nil // an idle link keeps nothing of its last exchange alive
 	a.link.end()
 }
 

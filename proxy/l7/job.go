@@ -39,7 +39,9 @@ func (j *job) forget() {
 	j.ex = Exchange{}
 	j.ex.reply.text = text[:0]
 	j.conn, j.src.link, j.writer.link = nil, nil, nil
-	clear(j.parser.Fields[:cap(j.parser.Fields)])
+	fields := j.parser.Fields[:cap(j.parser.Fields)]
+	clear(fields)
+	j.parser = http1.Request{Fields: fields[:0]}
 }
 
 // prepare makes an exchange of the parsed head.
