@@ -24,9 +24,15 @@ type load struct {
 	done   chan struct{}
 }
 
-// startLoad sends n requests, spread evenly over a time.
+// startLoad sends n requests, spread evenly over a time. It ends with the test
+// at the latest.
 func (h *host) startLoad(url string, n int, over time.Duration) *load {
 	l := &load{done: make(chan struct{})}
+	ctx, stop := context.WithCancel(context.Background())
+	h.t.Cleanup(func() {
+		stop()
+		<-l.done
+	})
 	dial := func(context.Context, string, string) (net.Conn, error) { return h.dial("127.0.0.1:9191") }
 	keep := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 16}}
 	fresh := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
@@ -49,6 +55,9 @@ func (h *host) startLoad(url string, n int, over time.Duration) *load {
 		defer tick.Stop()
 		for i := range n {
 			<-tick.C
+			if ctx.Err() != nil {
+				break
+			}
 			jobs <- i
 		}
 		close(jobs)
