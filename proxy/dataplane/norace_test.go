@@ -2,5 +2,6 @@
 
 package dataplane_test
 
-// mallocsPerRequest bounds TestAllocationsPerRequest.
-const mallocsPerRequest = 0.1
+// mallocsPerRequest bounds TestAllocationsPerRequest. Two are crypto/tls's, which makes a reader for every record that it
+// waits for: the request's on one side, the response's on the other.
+const mallocsPerRequest = 2.2

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/meshd/meshd/proxy/sock"
 )
 
 const (
@@ -97,7 +95,6 @@ func (p *pump) shrink() {
 // splice carries a TCP session between client and server until both directions ended, each in its own time. If one breaks, both
 // sides are reset: neither may take what it has for the whole.
 func (p *Plane) splice(l *link, client, server net.Conn) {
-	client, server = sock.Wrap(client), sock.Wrap(server)
 	up := &pump{link: l, src: client, dst: server, bytes: l.edge.bytesSent}
 	down := &pump{link: l, src: server, dst: client, bytes: l.edge.bytesReceived}
 	l.mu.Lock()

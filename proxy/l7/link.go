@@ -38,8 +38,6 @@ type link struct {
 	raw syscall.RawConn // of tcp
 	// plain says that bytes of nc are bytes of raw: no TLS between.
 	plain bool
-	// records, if not nil, waits for the next record without a buffer.
-	records interface{ Await() error }
 
 	readArmed  int64 // when the read deadline fires; 0 is never
 	writeArmed int64
@@ -54,11 +52,12 @@ type link struct {
 }
 
 func (l *link) init(nc net.Conn) {
-	nc = sock.Wrap(nc)
+	if tc, ok := nc.(*net.TCPConn); ok {
+		nc = sock.New(tc)
+	}
 	*l = link{nc: nc, tcp: nc, plain: true}
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		l.tcp, l.plain = under.NetConn(), false
-		l.records, _ = nc.(interface{ Await() error })
 	}
 	if sc, ok := l.tcp.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
@@ -252,15 +251,10 @@ func (l *link) clearDeadline() bool {
 	return l.nc.SetReadDeadline(time.Time{}) == nil && !l.interrupted.Load()
 }
 
-// await blocks until the first bytes of a request are there and reads them. It
-// holds a buffer only while it reads; get is called for it and put if there was
-// nothing to read. On a TLS that cannot wait without one, the first bytes go to
-// small.
+// await blocks until the first bytes of a request are there and reads them. On
+// a plain connection it holds a buffer only while it reads; get is called for
+// it and put if there was nothing to read. On TLS the first bytes go to small.
 func (l *link) await(by int64, get func() []byte, put func(), small []byte) (n int, inSmall bool, err error) {
-	if l.records != nil {
-		n, err := l.awaitRecord(by, get, put)
-		return n, false, err
-	}
 	if l.raw == nil || !l.plain {
 		n, err := l.read(small, by, nil)
 		return n, true, err
@@ -294,28 +288,6 @@ func (l *link) await(by int64, get func() []byte, put func(), small []byte) (n i
 			return 0, false, io.EOF
 		default:
 			return l.n, false, nil
-		}
-	}
-}
-
-func (l *link) awaitRecord(by int64, get func() []byte, put func()) (int, error) {
-	for {
-		if err := l.armRead(by, false); err != nil {
-			return 0, err
-		}
-		err := l.records.Await()
-		if err == nil {
-			var n int
-			if n, err = l.nc.Read(get()); n > 0 {
-				return n, nil
-			}
-			put()
-		}
-		if err == nil {
-			continue
-		}
-		if err := l.again(err, by, nil); err != nil {
-			return 0, err
 		}
 	}
 }
