@@ -256,10 +256,21 @@ func (p *Plane) review(ctx context.Context, now time.Time, s *snapshot, bundleCh
 	return cut
 }
 
+// firstConnect is how long the first try to connect waits for an answer. The kernel sends a lost SYN again after 1 s (RFC 6298,
+// section 2.1), which is all the time there is: without a second try one lost packet would be a failed connection.
+const firstConnect = 300 * time.Millisecond
+
 // dialTCP connects to a local application or to another proxy.
 func (p *Plane) dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: p.limits.ConnectTimeout, KeepAliveConfig: keepAlive()}
+	if d.Timeout > 2*firstConnect {
+		d.Timeout = firstConnect
+	}
 	nc, err := d.DialContext(ctx, "tcp", address)
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && ctx.Err() == nil && d.Timeout < p.limits.ConnectTimeout {
+		d.Timeout = p.limits.ConnectTimeout - firstConnect
+		nc, err = d.DialContext(ctx, "tcp", address)
+	}
 	if err != nil {
 		return nil, err
 	}

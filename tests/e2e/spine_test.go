@@ -492,3 +492,33 @@ func TestNodeIsEvictedAndComesBack(t *testing.T) {
 	took := s.web.answers(15*time.Second, "200", hello)
 	t.Logf("back %s after the token", took.Round(time.Millisecond))
 }
+
+// TestLostSYN: every second SYN towards vm-b is lost. The kernel repeats one after
+// a second, which is all that a connection may take, so the proxy must not wait
+// for that.
+func TestLostSYN(t *testing.T) {
+	t.Parallel()
+	s := newSpine(t)
+	s.allowed()
+	for _, rule := range [][]string{
+		{"add", "table", "inet", "loss"},
+		{"add", "chain", "inet", "loss", "in", "{ type filter hook input priority 0; }"},
+		{"add", "rule", "inet", "loss", "in", "tcp dport 7443 tcp flags & (syn | ack) == syn numgen inc mod 2 == 0 counter drop"},
+	} {
+		if r := s.api.run("nft", rule...); r.code != 0 {
+			t.Fatalf("nft %v: %s", rule, r.stderr)
+		}
+	}
+	for i := range 10 {
+		start := time.Now()
+		c := s.web.connect("127.0.0.1:9192")
+		exchange(t, c, fmt.Sprintf("connection %d", i))
+		if took := time.Since(start); took > 900*time.Millisecond {
+			t.Errorf("connection %d took %s", i, took)
+		}
+		_ = c.Close()
+	}
+	if r := s.api.run("nft", "list", "table", "inet", "loss"); strings.Contains(r.stdout, "packets 0 ") {
+		t.Errorf("no SYN was lost, so this proves nothing: %s", r.stdout)
+	}
+}
