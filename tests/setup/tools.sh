@@ -10,7 +10,8 @@
 set -euo pipefail
 
 # One row per program: set, command, package. A command is looked up, not its
-# package: a copy from elsewhere is as good as Debian's.
+# package: a copy from elsewhere is as good as Debian's. (pydoc3 stands for a
+# whole Python: the command python3 may be python3-minimal's, without a library.)
 table='
 test  curl     curl
 test  nginx    nginx-light
@@ -20,7 +21,7 @@ test  ip       iproute2
 test  ss       iproute2
 test  nft      nftables
 test  jq       jq
-test  python3  python3
+test  pydoc3   python3
 test  openssl  openssl
 test  ps       procps
 test  unshare  util-linux
