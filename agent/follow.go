@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"os/signal"
 	"reflect"
@@ -41,13 +42,24 @@ const (
 	holderGap = 3 * time.Second
 )
 
-// defineChecks makes the checks those of the definitions in force.
+// defineChecks makes the checks, and the ports that are watched, those of the
+// definitions in force.
 func (h *host) defineChecks() {
-	checks := map[string][]catalog.Check{}
+	checks, ports := map[string][]catalog.Check{}, map[string][]netip.AddrPort{}
 	for _, d := range h.registry.Definitions() {
-		checks[registry.Key(d)] = d.Checks
+		key := registry.Key(d)
+		checks[key] = d.Checks
+		d = d.WithDefaults()
+		address, err := netip.ParseAddr(d.Address)
+		if err != nil {
+			continue // no definition in force has it
+		}
+		for _, p := range d.Ports {
+			ports[key] = append(ports[key], netip.AddrPortFrom(address, p.Port))
+		}
 	}
 	h.checks.Set(checks)
+	h.checks.Watch(ports)
 }
 
 // followDefinitions keeps checks, registration, certificates and topics those

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/meshd/meshd/agent/procnet"
 	"github.com/meshd/meshd/catalog"
 )
 
@@ -31,20 +32,26 @@ type Config struct {
 	// States returned them. A check that has one starts with it; a ttl check
 	// gets its whole TTL again, for nobody could report meanwhile.
 	Earlier map[string][]State
+	// Sockets returns the sockets that listen, all of them if whole is set and
+	// otherwise those that are found at once; procnet.Scan when nil.
+	Sockets func(whole bool) ([]procnet.Socket, error)
 }
 
 // Group runs the checks of all instances of a host. Instances are named by any
 // text that the caller chooses. It is safe for concurrent use.
 type Group struct {
-	log    *slog.Logger
-	prober prober
+	log     *slog.Logger
+	prober  prober
+	sockets func(whole bool) ([]procnet.Socket, error)
 
 	mu      sync.Mutex
+	ports   map[string]*ports // per instance
 	earlier map[string][]State
 	entries map[entryKey]*entry
 	order   map[string][]string // check names per instance, as defined
 	changed chan struct{}
 	wake    chan struct{} // the set changed: Run looks again
+	watch   chan struct{} // the ports changed: Run looks again
 }
 
 type entryKey struct{ instance, check string }
@@ -63,6 +70,9 @@ func New(cfg Config) *Group {
 	g := &Group{
 		log:     cfg.Log,
 		prober:  prober{resolver: cfg.Resolver},
+		sockets: cfg.Sockets,
+		ports:   map[string]*ports{},
+		watch:   make(chan struct{}, 1),
 		earlier: cfg.Earlier,
 		entries: map[entryKey]*entry{},
 		order:   map[string][]string{},
@@ -71,6 +81,9 @@ func New(cfg Config) *Group {
 	}
 	if g.prober.resolver == nil {
 		g.prober.resolver = net.DefaultResolver
+	}
+	if g.sockets == nil {
+		g.sockets = procnet.Scan
 	}
 	return g
 }
@@ -148,31 +161,42 @@ func (g *Group) Changed() <-chan struct{} {
 }
 
 // States returns a copy of the states of an instance's checks, in the order of
-// its definition.
+// its definition, and at the end, while nobody listens on its ports any more,
+// one of kind KindListen.
 func (g *Group) States(instance string) []State {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	states := make([]State, 0, len(g.order[instance]))
+	states := g.checkStates(instance)
+	if p := g.ports[instance]; p != nil && p.state.Health == catalog.HealthCritical {
+		states = append(states, p.state)
+	}
+	return states
+}
+
+// checkStates returns the states of an instance's checks. g.mu is held.
+func (g *Group) checkStates(instance string) []State {
+	states := make([]State, 0, len(g.order[instance])+1)
 	for _, name := range g.order[instance] {
 		states = append(states, g.entries[entryKey{instance: instance, check: name}].tracker.state)
 	}
 	return states
 }
 
-// All returns the states of every instance that has checks: what Config.Earlier
-// of the next process wants.
+// All returns what Config.Earlier of the next process wants: the states of every
+// instance's checks and ports.
 func (g *Group) All() map[string][]State {
 	g.mu.Lock()
-	instances := make([]string, 0, len(g.order))
+	defer g.mu.Unlock()
+	all := make(map[string][]State, len(g.order))
 	for instance, names := range g.order {
 		if len(names) > 0 {
-			instances = append(instances, instance)
+			all[instance] = g.checkStates(instance)
 		}
 	}
-	g.mu.Unlock()
-	all := make(map[string][]State, len(instances))
-	for _, instance := range instances {
-		all[instance] = g.States(instance)
+	for instance, p := range g.ports {
+		if p.seen() {
+			all[instance] = append(all[instance], p.state)
+		}
 	}
 	return all
 }
@@ -225,6 +249,7 @@ func (g *Group) observe(instance string, e *entry, r result) {
 func (g *Group) Run(ctx context.Context) error {
 	var runs sync.WaitGroup
 	defer runs.Wait()
+	runs.Go(func() { g.watchPorts(ctx) })
 	for {
 		g.start(ctx, &runs)
 		select {

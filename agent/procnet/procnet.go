@@ -1,14 +1,16 @@
 // Package procnet tells which TCP sockets of this network namespace listen, and
-// which process holds them, from /proc. It serves diagnosis: what can't be read
-// is left out.
+// which process holds them, from /proc. For diagnosis what can't be read is left
+// out; Scan says so.
 package procnet
 
 import (
 	"bufio"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,15 +42,59 @@ func Listening() []Socket {
 	return all
 }
 
+// Scan returns the listening sockets, too, for those who act on what is missing:
+// it returns an error if it can't tell. Kernels list the sockets that listen
+// before all others (tcp_get_idx in net/ipv4/tcp_ipv4.c); unless whole is set Scan
+// stops where those end, so that it costs the same on a host with a hundred
+// thousand connections.
+func Scan(whole bool) ([]Socket, error) {
+	var all []Socket
+	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		f, err := os.Open(file) //nolint:gosec // one of two fixed paths
+		if errors.Is(err, fs.ErrNotExist) && file == "/proc/net/tcp6" {
+			continue // a host without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the listening sockets: %w", err)
+		}
+		found, err := parse(f, whole)
+		_ = f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("list the listening sockets: %s: %w", file, err)
+		}
+		all = append(all, found...)
+	}
+	return all, nil
+}
+
+// Covers reports whether a connection to the address would reach the socket, as
+// far as the table tells: it does not say which sockets of IPv6 take IPv4, too,
+// so all that listen on every address do.
+func (s Socket) Covers(address netip.AddrPort) bool {
+	own := s.Address.Addr().Unmap()
+	if s.Address.Port() != address.Port() {
+		return false
+	}
+	return own == address.Addr().Unmap() || own == netip.IPv6Unspecified() || own.IsUnspecified() && address.Addr().Unmap().Is4()
+}
+
 // Parse reads the table format of proc(5): fields 1, 3 and 9 are the local
 // address in hexadecimal, the state and the inode. Lines that don't fit are
 // left out.
 func Parse(r io.Reader) []Socket {
+	all, _ := parse(r, true) // what came before an error is what there is
+	return all
+}
+
+func parse(r io.Reader, whole bool) ([]Socket, error) {
 	var all []Socket
 	lines := bufio.NewScanner(r)
-	for lines.Scan() {
+	for heading := true; lines.Scan(); heading = false {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 10 || fields[3] != tcpListen {
+			if !whole && !heading {
+				break
+			}
 			continue
 		}
 		address, err := parseAddress(fields[1])
@@ -57,7 +103,7 @@ func Parse(r io.Reader) []Socket {
 		}
 		all = append(all, Socket{Address: address, Inode: fields[9]})
 	}
-	return all
+	return all, lines.Err()
 }
 
 // parseAddress reads "0100007F:1F90": the address in 32-bit words of the

@@ -53,6 +53,12 @@ func TestListening(t *testing.T) {
 		if !slices.ContainsFunc(procnet.Listening(), func(s procnet.Socket) bool { return s.Address == at }) {
 			t.Errorf("%s is not among %v", at, procnet.Listening())
 		}
+		for _, whole := range []bool{true, false} {
+			found, err := procnet.Scan(whole)
+			if err != nil || !slices.ContainsFunc(found, func(s procnet.Socket) bool { return s.Covers(at) }) {
+				t.Errorf("scan, whole %t: %s is not among %v, %v", whole, at, found, err)
+			}
+		}
 		if h := procnet.HolderOf(at, nil); h.String() != "another process" {
 			t.Errorf("this process itself is named: %s", h)
 		}
