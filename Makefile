@@ -20,6 +20,8 @@ TOOLS := bin/tools
 
 # How long each fuzz target runs in `make fuzz`.
 FUZZTIME ?= 20s
+# How long `make soak` runs.
+SOAKTIME ?= 30m
 # What `make test-unit`, `make race` and `make lint` look at.
 PKGS ?= ./...
 
@@ -77,6 +79,10 @@ test-e2e:
 	if [[ $$(id -u) == 0 ]]; then packages+=" $$root"; \
 	else echo "test: left out, as network namespaces need root: $$root"; fi; \
 	set -x; go test -count=1 -p 1 -timeout 20m $$packages
+
+.PHONY: soak
+soak: setup ## mixed load with a plan change each second, for SOAKTIME (30m); nothing may grow (root)
+	SOAKTIME='$(SOAKTIME)' go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./tests/e2e
 
 .PHONY: test-docs
 test-docs: ## parse or run every snippet of the documentation

@@ -1,0 +1,334 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// What a soak puts on the mesh, per second.
+const (
+	soakRequests = 300 // half of them on new connections
+	soakSessions = 50  // TCP, opened and closed
+	soakChanges  = 1   // of the plan
+)
+
+// soakTime is how long TestSoak runs: SOAKTIME, and short in `make test`.
+func soakTime(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("SOAKTIME")
+	if text == "" {
+		return 25 * time.Second
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 10*time.Second {
+		t.Fatalf("SOAKTIME %q: write a duration of 10s or more", text)
+	}
+	return d
+}
+
+// footprint is what a process holds at one moment.
+type footprint struct {
+	private     int // KiB that it shares with nobody
+	goroutines  int
+	descriptors int
+}
+
+// measured is one process under test.
+type measured struct {
+	name    string
+	process *process
+	// metrics returns the text of its own metrics, in which prefix stands before
+	// the names of the usual ones.
+	metrics func() string
+	prefix  string
+	seen    []footprint
+}
+
+func (m *measured) sample(t *testing.T) footprint {
+	t.Helper()
+	pid := m.process.cmd.Process.Pid
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatalf("%s: %v", m.name, err)
+	}
+	return footprint{private: private(t, pid), descriptors: len(fds), goroutines: int(value(t, m.metrics(), m.prefix+"go_goroutines"))}
+}
+
+// private is the memory of a process that it shares with nobody, in KiB.
+func private(t *testing.T, pid int) int {
+	t.Helper()
+	sum := 0
+	for line := range strings.Lines(readFile(t, fmt.Sprintf("/proc/%d/smaps_rollup", pid))) {
+		if fields := strings.Fields(line); strings.HasPrefix(line, "Private_") && len(fields) == 3 {
+			n, err := strconv.Atoi(fields[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+	}
+	return sum
+}
+
+// value returns a metric without labels.
+func value(t *testing.T, text, name string) float64 {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			return v
+		}
+	}
+	t.Fatalf("no metric %s in %d bytes", name, len(text))
+	return 0
+}
+
+// dialer returns a function that connects from inside the host, on threads that
+// stay there until the end of the test: cheaper than dial, for many connections.
+func (h *host) dialer() func(addr string) (net.Conn, error) {
+	type dialed struct {
+		conn net.Conn
+		err  error
+	}
+	type job struct {
+		addr  string
+		reply chan dialed
+	}
+	jobs := make(chan job)
+	var threads sync.WaitGroup
+	for range 4 {
+		threads.Go(func() {
+			h.inside(func() {
+				for j := range jobs {
+					c, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", j.addr)
+					j.reply <- dialed{c, err}
+				}
+			})
+		})
+	}
+	ended := make(chan struct{})
+	h.t.Cleanup(func() {
+		close(ended)
+		close(jobs)
+		threads.Wait()
+	})
+	return func(addr string) (net.Conn, error) {
+		reply := make(chan dialed, 1)
+		select {
+		case jobs <- job{addr, reply}:
+			d := <-reply
+			return d.conn, d.err
+		case <-ended:
+			return nil, net.ErrClosed
+		}
+	}
+}
+
+// traffic is a mixed load at a constant rate.
+type traffic struct {
+	requests, sessions atomic.Int64
+	mu                 sync.Mutex
+	failed             []string
+}
+
+func (l *traffic) fail(problem string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failed = append(l.failed, time.Now().Format("15:04:05.000 ")+problem)
+}
+
+// run sends requests and opens sessions until ctx ends.
+func (l *traffic) run(ctx context.Context, dial func(string) (net.Conn, error)) {
+	http1 := func(fresh bool) *http.Client {
+		return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+			DisableKeepAlives: fresh, MaxIdleConnsPerHost: 16,
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return dial("127.0.0.1:9191") },
+		}}
+	}
+	clients := []*http.Client{http1(false), http1(true)}
+	defer clients[0].CloseIdleConnections()
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	every := func(perSecond, parallel int, work func(i int)) {
+		jobs := make(chan int)
+		for range parallel {
+			workers.Go(func() {
+				for i := range jobs {
+					work(i)
+				}
+			})
+		}
+		workers.Go(func() {
+			defer close(jobs)
+			tick := time.NewTicker(time.Second / time.Duration(perSecond))
+			defer tick.Stop()
+			for i := 0; ; i++ {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+					jobs <- i
+				}
+			}
+		})
+	}
+	every(soakRequests, 16, func(i int) {
+		if problem := get(clients[i%2], hello); problem != "" {
+			l.fail(problem)
+		}
+		l.requests.Add(1)
+	})
+	every(soakSessions, 8, func(i int) {
+		if err := session(dial, fmt.Sprintf("%01024d", i)); err != nil {
+			l.fail("TCP: " + err.Error())
+		}
+		l.sessions.Add(1)
+	})
+}
+
+// session opens a connection to echo, sends a text, and reads it and the end.
+func session(dial func(string) (net.Conn, error), text string) error {
+	c, err := dial("127.0.0.1:9192")
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // its end was read, or an error is returned
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil { //nolint:errcheck,forcetypeassert // a TCP connection by its making
+		return err
+	}
+	got, err := io.ReadAll(c)
+	if err == nil && string(got) != text {
+		err = fmt.Errorf("%d of %d bytes came back", len(got), len(text))
+	}
+	return err
+}
+
+// TestSoak: under a mixed load and with a new plan each second, no process of the
+// mesh grows once it is warm, and no request is lost. `make soak` runs it for long.
+func TestSoak(t *testing.T) {
+	t.Parallel()
+	length := soakTime(t)
+	s := newSpine(t)
+	s.allowed()
+	all := s.measured()
+	dial := s.web.dialer()
+
+	ctx, stop := context.WithTimeout(t.Context(), length)
+	defer stop()
+	load := &traffic{}
+	var running sync.WaitGroup
+	running.Go(func() { load.run(ctx, dial) })
+	changes := 0
+	change := time.NewTicker(time.Second / soakChanges)
+	defer change.Stop()
+	period := min(time.Minute, length/10)
+	row := time.NewTicker(period)
+	defer row.Stop()
+	begun, before := time.Now(), value(t, all[0].metrics(), "mesh_plan_revision")
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-change.C:
+			changes++
+			s.changePlan(changes)
+		case <-row.C:
+			line := fmt.Sprintf("soak %6s %7d requests %6d sessions %5d plans", time.Since(begun).Round(time.Second), load.requests.Load(), load.sessions.Load(), changes)
+			for _, m := range all {
+				f := m.sample(t)
+				m.seen = append(m.seen, f)
+				line += fmt.Sprintf(" | %s %5d KiB %3d go %3d fd", m.name, f.private, f.goroutines, f.descriptors)
+			}
+			say("%s", line) // at once: a soak is long
+		}
+	}
+	running.Wait()
+	if got := value(t, all[0].metrics(), "mesh_plan_revision") - before; got < float64(changes)/2 {
+		t.Errorf("%d changes moved the caller's plan by %.0f revisions only", changes, got)
+	}
+	if n := load.requests.Load(); n < int64(length.Seconds()*soakRequests/2) {
+		t.Errorf("only %d requests in %s: this machine is too busy for the soak", n, length)
+	}
+	if len(load.failed) > 0 {
+		t.Errorf("%d failed; the first: %s", len(load.failed), strings.Join(load.failed[:min(5, len(load.failed))], "; "))
+	}
+	for _, m := range all {
+		m.flat(t, length)
+	}
+}
+
+// measured lists the processes of the mesh.
+func (s *spine) measured() []*measured {
+	of := func(m *member, port int) func() string {
+		return func() string {
+			_, _, body := m.curl(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+			return body
+		}
+	}
+	server := func() string {
+		return s.server.run("curl", "--silent", "--show-error", "--unix-socket", s.server.path("server.sock"), "http://server/v1/metrics").stdout
+	}
+	return []*measured{
+		{name: "web proxy", process: s.web.proxy, metrics: of(s.web, 7491)},
+		{name: "api proxy", process: s.api.proxy, metrics: of(s.api, 7491)},
+		{name: "web agent", process: s.web.agent, metrics: of(s.web, 7490), prefix: "mesh_agent_"},
+		{name: "api agent", process: s.api.agent, metrics: of(s.api, 7490), prefix: "mesh_agent_"},
+		{name: "server", process: s.daemon, metrics: server},
+	}
+}
+
+// changePlan makes a change that reaches both hosts: an intention of api's, and
+// its weight, by turns.
+func (s *spine) changePlan(i int) {
+	if i%2 == 0 {
+		s.meshctl(0, "intention", []string{"allow", "deny"}[i/2%2], "soak", "api", "--replace")
+		return
+	}
+	s.api.define("api.hcl", strings.Replace(apiDefinition, "port     = 8080", fmt.Sprintf("port     = 8080\n  weight   = %d", 1+i/2%2), 1))
+}
+
+// flat holds the last fifth of the samples against the first after a third of the
+// time: ten minutes of thirty.
+func (m *measured) flat(t *testing.T, length time.Duration) {
+	t.Helper()
+	n := len(m.seen)
+	warm, span := n/3, max(1, n/5)
+	early, late := highest(m.seen[warm:warm+span]), highest(m.seen[n-span:])
+	// A short run sees the collector's rhythm rather than a trend.
+	memory, handles := max(1024, early.private/20), 8
+	if length < 10*time.Minute {
+		memory, handles = max(6*1024, early.private/3), 48
+	}
+	if late.private > early.private+memory {
+		t.Errorf("%s: private memory grew from %d to %d KiB", m.name, early.private, late.private)
+	}
+	if late.goroutines > early.goroutines+handles || late.descriptors > early.descriptors+handles {
+		t.Errorf("%s: goroutines and descriptors went from %d and %d to %d and %d", m.name, early.goroutines, early.descriptors, late.goroutines, late.descriptors)
+	}
+}
+
+// highest is the most of each figure.
+func highest(all []footprint) (top footprint) {
+	for _, f := range all {
+		top = footprint{max(top.private, f.private), max(top.goroutines, f.goroutines), max(top.descriptors, f.descriptors)}
+	}
+	return top
+}
