@@ -274,6 +274,9 @@ func (p *Plane) record(side direction, r *l7.Record) {
 	if p.access.on.Load() {
 		p.access.request(side, r, l)
 	}
+	if r.Reason != l7.None || !p.watch.idle() {
+		p.requestEnded(side, r, l)
+	}
 	if !ok {
 		return // refused before the handler was asked: no HTTP as this mesh accepts it
 	}

@@ -25,7 +25,7 @@ func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
 		p.metrics.handshakes.WithLabelValues(string(reason)).Inc()
 		p.log.LogAttrs(ctx, slog.LevelDebug, "handshake failed", slog.String("peer", nc.RemoteAddr().String()),
 			slog.String("reason", string(reason)), slog.Any("error", err))
-		p.access.handshake(nc.RemoteAddr(), time.Since(accepted), reason)
+		p.handshakeFailed(nc.RemoteAddr(), time.Since(accepted), reason, err, conn.ConnectionState().ServerName)
 		_ = nc.Close()
 		return
 	}
@@ -75,7 +75,7 @@ func (p *Plane) handshake(ctx context.Context, nc *net.TCPConn) (*tls.Conn, spif
 	defer turn.end()
 	conn := tls.Server(turn, p.serverTLS)
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, spiffe.ID{}, nil, err
+		return conn, spiffe.ID{}, nil, err
 	}
 	id, err := ca.PeerID(conn.ConnectionState())
 	return conn, id, s, err
@@ -140,7 +140,7 @@ func (p *Plane) refuse(ctx context.Context, l *link, reason Reason) {
 	p.log.LogAttrs(ctx, slog.LevelDebug, "connection refused", slog.String("direction", string(l.direction)),
 		slog.String("source", l.source.String()), slog.String("name", l.name), slog.String("listener", l.listener),
 		slog.String("reason", string(reason)))
-	p.access.connection(l, 0, 0, reason)
+	p.connectionRefused(l, reason)
 }
 
 func (p *Plane) logCut(ctx context.Context, l *link, reason Reason) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,6 +41,7 @@ type metrics struct {
 	failures   *prometheus.CounterVec
 	tcpConns   *prometheus.CounterVec
 	tcpBytes   *prometheus.CounterVec
+	denials    *prometheus.CounterVec
 	decisions  *prometheus.CounterVec
 	open       *prometheus.GaugeVec
 	handshakes *prometheus.CounterVec
@@ -67,6 +69,11 @@ type edge struct {
 	duration                 prometheus.Observer
 	conns                    prometheus.Counter
 	bytesSent, bytesReceived prometheus.Counter
+	denied                   prometheus.Counter
+
+	// For those who watch: how many of denied were requests, how many requests were sent nowhere, and how many TCP sessions are open.
+	deniedRequests, unsent atomic.Uint64
+	open                   atomic.Int64
 }
 
 func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
@@ -84,6 +91,8 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 		tcpConns: vec("mesh_tcp_connections_total", "TCP sessions that were allowed and connected.", "source", "destination", "direction"),
 		tcpBytes: vec("mesh_tcp_bytes_total", "Bytes of TCP sessions; sent is from source to destination.",
 			"source", "destination", "direction", "way"),
+		denials: vec("mesh_denials_total", "Requests and connections that policy denied, those of callers without an intention included.",
+			"source", "destination", "direction"),
 		decisions:  vec("mesh_intention_decisions_total", "Decisions about connections and requests.", "decision", "reason"),
 		handshakes: vec("mesh_handshake_errors_total", "TLS handshakes on the mesh port that failed.", "reason"),
 		refused:    vec("mesh_connections_refused_total", "Connections that were closed before they carried anything.", "direction", "reason"),
@@ -114,7 +123,7 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 	}, age)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.decisions, m.open, m.handshakes, m.refused, m.cut,
+		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut,
 		m.revision, m.applied, m.expiry, planAge,
 	} {
 		errs = append(errs, r.Register(c))
@@ -151,6 +160,7 @@ func (m *metrics) edge(key edgeKey) *edge {
 		conns:         m.tcpConns.WithLabelValues(source, destination, string(key.direction)),
 		bytesSent:     m.tcpBytes.WithLabelValues(source, destination, string(key.direction), "sent"),
 		bytesReceived: m.tcpBytes.WithLabelValues(source, destination, string(key.direction), "received"),
+		denied:        m.denials.WithLabelValues(source, destination, string(key.direction)),
 	}
 	for i, class := range classes {
 		e.requests[i] = m.requests.WithLabelValues(source, destination, string(key.direction), class)

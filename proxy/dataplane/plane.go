@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type Plane struct {
 	limits  Limits
 	metrics *metrics
 	access  *accessLog
+	watch   *watch
+	session string // names this process to those who watch
 	health  *healthMetrics
 
 	snap       atomic.Pointer[snapshot]
@@ -63,7 +66,9 @@ type Applied struct {
 // New returns a Plane without a plan: it listens nowhere and lets nothing in. An error means that metrics of these names are
 // registered already.
 func New(cfg Config) (*Plane, error) {
-	p := &Plane{log: cfg.Log, limits: cfg.Limits.withDefaults(), listeners: map[string]*listener{}}
+	p := &Plane{
+		log: cfg.Log, limits: cfg.Limits.withDefaults(), listeners: map[string]*listener{}, watch: newWatch(), session: rand.Text(),
+	}
 	m, err := newMetrics(cfg.Registerer, p.planAge)
 	if err != nil {
 		return nil, err

@@ -101,7 +101,7 @@ func (p *Plane) splice(l *link, client, server net.Conn) {
 	l.pumps = [2]*pump{up, down}
 	l.mu.Unlock()
 	l.touch(time.Now())
-	l.edge.conns.Inc()
+	p.sessionOpened(l)
 	var broken atomic.Bool
 	finish := func(p *pump) {
 		if err := p.run(); err != nil {
@@ -119,7 +119,7 @@ func (p *Plane) splice(l *link, client, server net.Conn) {
 	<-done
 	_ = client.Close() // both directions ended: nothing is left to be told
 	_ = server.Close()
-	p.access.connection(l, up.moved, down.moved, l.outcome(broken.Load()))
+	p.sessionEnded(l, up.moved, down.moved, l.outcome(broken.Load()))
 }
 
 // outcome tells why a TCP session ended, or "" if both its sides ended it.
