@@ -309,3 +309,20 @@ func checkText(p *catalog.Problems, at, s string, limit int) {
 		p.Add(at, "holds control characters such as a tab or the end of a line: write one line of text")
 	}
 }
+
+// Summary is what the intention decides, in one line: its action, or its rules in
+// their order, and the ports.
+func (i Intention) Summary() string {
+	text := string(i.Action)
+	if len(i.Rules) > 0 {
+		var b strings.Builder
+		for _, r := range i.Rules {
+			b.WriteString(r.String() + "; ")
+		}
+		text = b.String() + "else deny"
+	}
+	if len(i.Ports) > 0 {
+		text += " on port " + strings.Join(i.Ports, ", ")
+	}
+	return text
+}

@@ -71,7 +71,7 @@ func (s snapshots) Import(ctx context.Context, r io.Reader) (catalog.Position, e
 	if err != nil {
 		return catalog.Position{}, fmt.Errorf("restore: %w", err)
 	}
-	at, err := store.Replace(ctx, s.engine, store.Position{}, s.ours(pairs)) //nolint:contextcheck // opening a CA does no I/O
+	at, err := store.Replace(ctx, s.engine, store.Position{}, state.Carry(s.ours(pairs))) //nolint:contextcheck // opening a CA does no I/O
 	if errors.Is(err, errForeignSnapshot) {
 		return catalog.Position{}, &client.Error{Code: client.CodeConflict, Message: err.Error(), Next: "nothing was changed; restore it on a cluster of its own"}
 	}

@@ -355,23 +355,7 @@ func intentionRow(i client.Item) ([]string, error) {
 			expires = "expired"
 		}
 	}
-	return []string{spec.Source, spec.Destination, decision(spec), expires, dash(spec.Reason), strconv.FormatUint(i.Revision, 10)}, nil
-}
-
-// decision is an intention's action or rules in one line.
-func decision(i intentions.Intention) string {
-	text := string(i.Action)
-	if len(i.Rules) > 0 {
-		var rules []string
-		for _, r := range i.Rules {
-			rules = append(rules, r.String())
-		}
-		text = strings.Join(rules, "; ") + "; else deny"
-	}
-	if len(i.Ports) > 0 {
-		text += " on port " + strings.Join(i.Ports, ", ")
-	}
-	return text
+	return []string{spec.Source, spec.Destination, spec.Summary(), expires, dash(spec.Reason), strconv.FormatUint(i.Revision, 10)}, nil
 }
 
 func decode(i client.Item, spec, status any) error {

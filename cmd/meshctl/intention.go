@@ -24,7 +24,7 @@ func (a *app) intentionCommand() *cobra.Command {
 			Use: "get SRC DST", Short: "show one intention", Args: exactly(2, "a source and a destination"),
 			RunE: func(cmd *cobra.Command, args []string) error { return a.get(cmd, client.KindIntention, args, lister{}) },
 		},
-		a.listIntentions(), a.deleteIntention(), a.checkIntention(),
+		a.listIntentions(), a.deleteIntention(), a.checkIntention(), a.historyCommand(), a.undoCommand(),
 	)
 	return c
 }
@@ -190,7 +190,7 @@ func (ch change) merge(next *intentions.Intention, old intentions.Intention) (do
 
 // whole is all that an intention says, in one line.
 func whole(i intentions.Intention) string {
-	text := decision(i)
+	text := i.Summary()
 	if i.Expires != nil {
 		text += ", until " + i.Expires.Local().Format("2006-01-02 15:04:05 MST")
 	}

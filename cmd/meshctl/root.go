@@ -273,7 +273,7 @@ func (a *app) name(s string) (catalog.Name, error) {
 // qualify puts a bare name into the namespace that is asked for.
 func (a *app) qualify(s string) string {
 	ns := a.inNamespace()
-	if ns == "" || s == "*" || strings.Contains(s, "/") {
+	if ns == "" || s == "" || s == "*" || strings.Contains(s, "/") {
 		return s
 	}
 	return ns + "/" + s

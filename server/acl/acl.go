@@ -54,6 +54,9 @@ type Identity struct {
 	Name string
 	// Role is that of the token.
 	Role Role
+	// Title is what people call the caller, such as the description of the token;
+	// it proves nothing.
+	Title string
 }
 
 // String names the caller in messages and in the audit trail; it holds no secret.

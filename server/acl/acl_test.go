@@ -89,8 +89,8 @@ func TestTokens(t *testing.T) {
 		at   time.Time
 		want acl.Identity
 	}{
-		{now, acl.Identity{Subject: acl.Bearer, Name: token.Accessor, Role: acl.RoleAdmin}},
-		{until.Add(-1), acl.Identity{Subject: acl.Bearer, Name: token.Accessor, Role: acl.RoleAdmin}},
+		{now, acl.Identity{Subject: acl.Bearer, Name: token.Accessor, Role: acl.RoleAdmin, Title: token.Description}},
+		{until.Add(-1), acl.Identity{Subject: acl.Bearer, Name: token.Accessor, Role: acl.RoleAdmin, Title: token.Description}},
 		{until, acl.Identity{}},
 	} {
 		if got := token.Identity(row.at); got != row.want {

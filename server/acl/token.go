@@ -45,7 +45,7 @@ func (t Token) Identity(now time.Time) Identity {
 	if t.Expires != nil && !now.Before(*t.Expires) {
 		return Identity{}
 	}
-	return Identity{Subject: Bearer, Name: t.Accessor, Role: t.Role}
+	return Identity{Subject: Bearer, Name: t.Accessor, Role: t.Role, Title: t.Description}
 }
 
 // NewToken returns a record, and the secret to show once and never store.

@@ -161,8 +161,9 @@ func (a *API) explain(c *call) (any, error) {
 	a.destinationFact(s, &e, &q, fact)
 	a.planFact(s, q, fact)
 	e.Access = a.decide(s, &q)
+	changed := a.blame(s, q, e.Access)
 	if e.Access.Allowed {
-		fact(client.FactOK, "%s", e.Access.Text)
+		fact(client.FactOK, "%s%s", e.Access.Text, changed.text)
 		e.Verdict = "ALLOWED"
 		if !e.Works {
 			e.Verdict = "ALLOWED, but it cannot be served now"
@@ -170,13 +171,16 @@ func (a *API) explain(c *call) (any, error) {
 		return e, nil
 	}
 	if e.Access.Reason == client.ReasonDepends {
-		fact(client.FactWarn, "%s", e.Access.Text)
+		fact(client.FactWarn, "%s%s", e.Access.Text, changed.text)
 		e.Verdict = "DEPENDS on the request"
 		e.Next = append(e.Next, "meshctl explain "+a.short(q.source)+" "+q.destination.Short()+" METHOD PATH")
 		return e, nil
 	}
-	fact(client.FactFail, "%s", e.Access.Text)
+	fact(client.FactFail, "%s%s", e.Access.Text, changed.text)
 	e.Verdict = "DENIED by policy"
+	if changed.undo > 0 {
+		e.Next = append(e.Next, fmt.Sprintf("meshctl intention undo %d", changed.undo))
+	}
 	if e.Access.Reason == string(intentions.ReasonNotHTTP) {
 		e.Next = append(e.Next, fmt.Sprintf("declare the port of %s as protocol http, which its rules need", q.destination.Short()))
 		return e, nil

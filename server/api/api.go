@@ -138,6 +138,7 @@ func (a *API) routes() []route {
 		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Operator, nil, a.restoreSnapshot, maxSnapshot},
 	}
 	rs = append(rs, a.drainRoutes()...)
+	rs = append(rs, a.historyRoutes()...)
 	for _, k := range a.kinds {
 		remove := a.delete(k)
 		if k.kind() == client.KindSet {
@@ -215,7 +216,7 @@ func (a *API) serve(r route, local bool) http.Handler {
 			writeError(w, c.id, e)
 			return
 		}
-		if r.verb == acl.Write || r.pattern == "/v1/apply" {
+		if r.verb == acl.Write || r.pattern == "/v1/apply" || r.pattern == "/v1/intentions/undo" {
 			a.cfg.Log.InfoContext(req.Context(), "changed", slog.String("request_id", c.id), slog.String("who", c.who.String()),
 				slog.String("method", req.Method), slog.String("path", req.URL.Path))
 		}
@@ -247,7 +248,7 @@ func (a *API) answer(c *call, r route, local bool) (any, error) {
 // anonymous caller, so that a typo is not mistaken for a missing permission.
 func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) {
 	if local {
-		return acl.Identity{Subject: acl.Local, Name: "admin-socket"}, nil
+		return acl.Identity{Subject: acl.Local, Name: "admin-socket", Title: "local admin"}, nil
 	}
 	header := req.Header.Get("Authorization")
 	if header == "" {

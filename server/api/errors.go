@@ -57,7 +57,7 @@ var rules = []rule{
 	{store.ErrConflict, client.CodeConflict, "read it again and repeat the change"},
 	{state.ErrContention, client.CodeUnavailable, "repeat it: others write at the same time"},
 	{state.ErrFeatureLevel, client.CodeConflict, ""},
-	{store.ErrTooLarge, client.CodeTooLarge, "split the change: one transaction holds up to 64 checks and writes, 256 KiB; a set, applied with --set NAME, any number"},
+	{store.ErrTooLarge, client.CodeTooLarge, "split the change: one transaction holds about 60 resources, 256 KiB; a set, applied with --set NAME, any number"},
 	{store.ErrNoLeader, client.CodeUnavailable, "wait for the servers to elect a leader"},
 	{store.ErrClosed, client.CodeUnavailable, "the server is shutting down; try another one"},
 	{acl.ErrToken, client.CodeInvalid, ""},

@@ -75,7 +75,7 @@ func (a *API) delete(k collection) func(*call) (any, error) {
 			return nil, err
 		}
 		var out client.Result
-		out.Position, err = a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
+		out.Position, err = a.update(c, "", func(tx *state.Tx) error {
 			change, err := k.remove(tx, client.Ref{Kind: k.kind(), Parts: k.parts(c.Request)}, revision)
 			out.Changes = []client.Change{change}
 			return err
@@ -171,7 +171,7 @@ var errDryRun = &client.Error{Code: client.CodeConflict, Message: "dry run"}
 func (a *API) write(c *call, resources []resource, revision uint64, dry bool) (any, error) {
 	var out client.Result
 	ordered := inOrder(resources)
-	pos, err := a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
+	pos, err := a.update(c, "", func(tx *state.Tx) error {
 		out = client.Result{DryRun: dry, Changes: []client.Change{}, Position: tx.Snapshot().Position()}
 		for _, r := range ordered {
 			change, warnings, err := r.write(tx, revision)
@@ -214,6 +214,9 @@ func inOrder(resources []resource) []resource {
 func (a *API) fillRevisions(out *client.Result, written []resource) {
 	s := a.cfg.State.Snapshot()
 	for i, r := range written {
+		if r == nil {
+			continue // deleted
+		}
 		if item, err := a.collection(r.ref().Kind).get(s, r.ref()); err == nil && item != nil {
 			out.Changes[i].Revision = item.Revision
 		}

@@ -77,7 +77,7 @@ func (a *API) applySet(c *call, req client.ApplyRequest, resources []resource) (
 	}
 	ordered, now := inOrder(resources), a.cfg.Now().UTC()
 	var out client.Result
-	pos, err := a.cfg.State.UpdateAtAnySize(c.Context(), func(tx *state.Tx) error {
+	pos, err := a.cfg.State.UpdateAtAnySize(c.Context(), a.signed(c, "set "+req.Set, func(tx *state.Tx) error {
 		out = client.Result{DryRun: req.DryRun, Changes: []client.Change{}, Position: tx.Snapshot().Position()}
 		s := &setWriter{api: a, tx: tx, who: c.who, name: req.Set, out: &out}
 		err := s.write(ordered)
@@ -91,7 +91,7 @@ func (a *API) applySet(c *call, req client.ApplyRequest, resources []resource) (
 			err = errDryRun
 		}
 		return err
-	})
+	}))
 	if req.DryRun && err == error(errDryRun) { //nolint:errorlint // the very value that was returned above
 		return out, nil
 	}
@@ -235,7 +235,7 @@ func (a *API) deleteSet(c *call) (any, error) {
 		return nil, badField("revision", "a set is deleted whatever its revision")
 	}
 	var out client.Result
-	pos, err := a.cfg.State.UpdateAtAnySize(c.Context(), func(tx *state.Tx) error {
+	pos, err := a.cfg.State.UpdateAtAnySize(c.Context(), a.signed(c, "delete set "+name, func(tx *state.Tx) error {
 		out = client.Result{Changes: []client.Change{}}
 		old, ok := state.Sets.Get(tx, name)
 		if !ok {
@@ -258,7 +258,7 @@ func (a *API) deleteSet(c *call) (any, error) {
 		state.Sets.Delete(tx, name)
 		out.Changes = append(out.Changes, client.Change{Kind: client.KindSet, Name: name, Change: client.ChangeDeleted, Before: old.Raw})
 		return nil
-	})
+	}))
 	out.Position = pos
 	return out, err
 }

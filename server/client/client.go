@@ -219,6 +219,51 @@ func (c *Client) DeleteSet(ctx context.Context, name string, prune bool) (Result
 	return r, c.call(ctx, http.MethodDelete, path, nil, &r)
 }
 
+// History returns what became of the selected intentions, the newest first. The
+// servers forget what is very old.
+func (c *Client) History(ctx context.Context, sel HistorySelection) (History, error) {
+	var all History
+	q := url.Values{}
+	if sel.Source != "" {
+		q.Set("source", sel.Source)
+	}
+	if sel.Destination != "" {
+		q.Set("destination", sel.Destination)
+	}
+	if !sel.Since.IsZero() {
+		q.Set("since", sel.Since.UTC().Format(time.RFC3339))
+	}
+	for first := true; first || all.Continue != ""; first = false {
+		left := pageSize
+		if sel.Limit > 0 {
+			left = min(left, sel.Limit-len(all.Transactions))
+		}
+		if left == 0 {
+			break
+		}
+		q.Set("limit", strconv.Itoa(left))
+		var page History
+		if err := c.do(ctx, http.MethodGet, "/v1/intentions/history?"+q.Encode(), nil, &page); err != nil {
+			return all, err
+		}
+		if first {
+			all.Position = page.Position
+		}
+		all.Transactions, all.Continue = append(all.Transactions, page.Transactions...), page.Continue
+		q.Set("continue", page.Continue)
+	}
+	return all, nil
+}
+
+// Undo restores what was before a change of intentions, all of it or none. It may
+// take up to two minutes.
+func (c *Client) Undo(ctx context.Context, req UndoRequest) (Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(c.timeout, setTimeout))
+	defer cancel()
+	var r Result
+	return r, c.call(ctx, http.MethodPost, "/v1/intentions/undo", req, &r)
+}
+
 // Drain lets a node, or an instance, take no new work until Undrain, whatever its
 // agent says.
 func (c *Client) Drain(ctx context.Context, ref Ref, req DrainRequest) (Result, error) {

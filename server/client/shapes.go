@@ -199,6 +199,44 @@ type ApplyRequest struct {
 	Prune bool `json:"prune,omitempty"`
 }
 
+// HistorySelection limits a history of intentions. The zero one is everything.
+type HistorySelection struct {
+	// Source and Destination are those of an intention, spelled as in one.
+	Source, Destination string
+	Since               time.Time
+	// Limit is how many transactions are wanted; 0: all.
+	Limit int
+}
+
+// History is what became of intentions, or a page of it, the newest first.
+type History struct {
+	Position     catalog.Position `json:"position"`
+	Transactions []Transaction    `json:"transactions"`
+	// Continue asks for the next page; empty: this is the last one.
+	Continue string `json:"continue,omitempty"`
+}
+
+// Transaction is what was changed in one step.
+type Transaction struct {
+	// Revision names it: see UndoRequest.
+	Revision uint64    `json:"revision"`
+	At       time.Time `json:"at"`
+	// By is who did it, ByName what people call that.
+	By     string `json:"by"`
+	ByName string `json:"by_name,omitempty"`
+	// Note says what was done, where it was no plain write: "undo 12", "set shop".
+	Note    string   `json:"note,omitempty"`
+	Changes []Change `json:"changes"`
+}
+
+// UndoRequest asks for what was before a transaction, as a new one.
+type UndoRequest struct {
+	Revision uint64 `json:"revision"`
+	// Force overwrites what was changed again since.
+	Force  bool `json:"force,omitempty"`
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
 // DrainRequest takes a node or an instance out of service.
 type DrainRequest struct {
 	Reason string `json:"reason,omitempty"`

@@ -163,7 +163,7 @@ func sweepTokens(ctx context.Context, st *state.State, now time.Time) error {
 			old = append(old, hash)
 		}
 	}
-	for chunk := range slices.Chunk(old, store.MaxOps/2) {
+	for chunk := range slices.Chunk(old, store.MaxKeys/2) {
 		_, err := st.Update(ctx, func(tx *state.Tx) error {
 			for _, hash := range chunk {
 				state.JoinTokens.Delete(tx, hash)

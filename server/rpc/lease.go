@@ -111,7 +111,7 @@ func (l *leases) run(ctx context.Context) error {
 // check declares the nodes lost whose lease has run out.
 func (l *leases) check(ctx context.Context) error {
 	overdue := l.overdue(time.Now())
-	for chunk := range slices.Chunk(overdue, store.MaxOps/2) {
+	for chunk := range slices.Chunk(overdue, store.MaxKeys/2) {
 		var lost []string
 		_, err := l.state.Update(ctx, func(tx *state.Tx) error {
 			lost = lost[:0]

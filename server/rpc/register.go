@@ -142,7 +142,7 @@ func unambiguous[V any](raw []byte, into *V) error {
 
 // chunks cuts the instances of one service into what a transaction holds.
 func chunks(all []registration) func(yield func([]registration) bool) {
-	const most = (store.MaxOps - opsPerNode - opsPerService) / opsPerInstance
+	const most = (store.MaxKeys - opsPerNode - opsPerService) / opsPerInstance
 	return func(yield func([]registration) bool) {
 		for len(all) > 0 {
 			n, size := 0, 0
@@ -261,7 +261,7 @@ func (s *Server) deregister(ctx context.Context, node string, gone func(catalog.
 // that removes, which depends on what gone reads.
 func removeInstances(ctx context.Context, st *state.State, node string, gone func(state.Reader, catalog.InstanceKey) bool) error {
 	// Two records of two operations each, and the few that gone reads.
-	const most = (store.MaxOps - opsPerNode) / opsPerInstance
+	const most = (store.MaxKeys - opsPerNode) / opsPerInstance
 	snapshot := st.Snapshot()
 	var keys []catalog.InstanceKey
 	for key := range snapshot.InstancesOn(node) {

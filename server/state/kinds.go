@@ -121,13 +121,18 @@ var (
 	InstanceDrains = &Table[catalog.InstanceKey, Drain]{
 		kind: "instance-drain", index: 16, encode: encodeInstance, decode: decodeInstance, read: lenient[catalog.InstanceKey, Drain],
 	}
+	// IntentionEdits is the history of intentions. Update writes it. See also
+	// Snapshot.NewestEdits.
+	IntentionEdits = &Table[EditsKey, Edits]{
+		kind: "intention-edits", index: 17, encode: encodeEdits, decode: decodeEdits, read: lenient[EditsKey, Edits],
+	}
 )
 
 // rows lists the tables at their indexes.
 var rows = []row{
 	Namespaces, Nodes, Services, Instances, Intentions, InstanceStatuses,
 	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters, NodeIdentities,
-	Sets, SetMembers, NodeDrains, InstanceDrains,
+	Sets, SetMembers, NodeDrains, InstanceDrains, IntentionEdits,
 }
 
 func rowOf(kind Kind) (row, int) {

@@ -62,6 +62,9 @@ func (s *State) rewrite(ctx context.Context, fn func(*Tx) error) (catalog.Positi
 	if err := fn(tx); err != nil {
 		return catalog.Position{}, err
 	}
+	if err := tx.recordEdits(unlimited); err != nil {
+		return catalog.Position{}, err
+	}
 	position, err := store.Replace(ctx, s.engine, all.Position, tx.over(all.Pairs))
 	if err != nil {
 		return catalog.Position{}, fmt.Errorf("rewrite %s: %w", tx.describe(), err)
@@ -72,9 +75,16 @@ func (s *State) rewrite(ctx context.Context, fn func(*Tx) error) (catalog.Positi
 	return catalog.Position(position), nil
 }
 
-// over yields pairs, which are in the order of their keys, with the writes of the
-// transaction in them.
+// over yields pairs, which are in the order of their keys, carried into another
+// generation with the writes of the transaction in them.
 func (tx *Tx) over(pairs []store.Pair) iter.Seq2[store.Pair, error] {
+	carried := Carry(func(yield func(store.Pair, error) bool) {
+		for _, p := range pairs {
+			if !yield(p, nil) {
+				return
+			}
+		}
+	})
 	return func(yield func(store.Pair, error) bool) {
 		written := slices.Sorted(maps.Keys(tx.writes))
 		write := func() bool {
@@ -83,7 +93,11 @@ func (tx *Tx) over(pairs []store.Pair) iter.Seq2[store.Pair, error] {
 			w := tx.writes[key]
 			return w.delete || yield(store.Pair{Key: key, Value: w.raw}, nil)
 		}
-		for _, p := range pairs {
+		for p, err := range carried {
+			if err != nil {
+				yield(p, err)
+				return
+			}
 			for len(written) > 0 && written[0] < p.Key {
 				if !write() {
 					return

@@ -157,6 +157,8 @@ func (s *State) covers(snapshot *Snapshot, position catalog.Position) bool {
 // returns the position of the commit once Snapshot contains it, or, if fn wrote
 // nothing, the position that fn read.
 //
+// What becomes of intentions is recorded in the same commit: see IntentionEdits.
+//
 // When something that fn had read through Table.Get, or has written, was changed
 // in between, fn is run again on a newer snapshot: it must have no effects of its
 // own. An error of fn ends the update and is returned as it is. Other errors wrap
@@ -173,6 +175,9 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) (catalog.Positio
 	for range maxAttempts {
 		tx := newTx(s.Snapshot())
 		if err := fn(tx); err != nil {
+			return catalog.Position{}, err
+		}
+		if err := tx.recordEdits(maxForget); err != nil {
 			return catalog.Position{}, err
 		}
 		txn := tx.txn()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/meshd/meshd/server/store"
 )
@@ -19,6 +20,10 @@ type Tx struct {
 	checks map[string]uint64
 	writes map[string]write
 	order  []string // of the first write of each key
+
+	by   Author // see Sign
+	at   time.Time
+	note string
 }
 
 type write struct {
@@ -35,9 +40,9 @@ func newTx(base *Snapshot) *Tx {
 // not come to depend on what is read from it directly.
 func (tx *Tx) Snapshot() *Snapshot { return tx.base }
 
-// Size returns how many checks and operations the transaction has so far; at
-// most store.MaxOps can be committed.
-func (tx *Tx) Size() int { return len(tx.checks) + len(tx.writes) }
+// Size returns how many keys the transaction reads or writes so far; at most
+// store.MaxKeys can be committed.
+func (tx *Tx) Size() int { return len(tx.checks) } // every write is checked too
 
 func (tx *Tx) snapshot() *Snapshot { return tx.base }
 
@@ -79,12 +84,18 @@ func (tx *Tx) txn() store.Txn {
 	}
 	for _, key := range tx.order {
 		w := tx.writes[key]
-		if raw, exists := tx.base.raw(key); exists != w.delete && (w.delete || string(raw) == string(w.raw)) {
-			continue // it is so already; the check stays
+		if tx.holdsAlready(key, w) {
+			continue // the check stays
 		}
 		t.Ops = append(t.Ops, store.Op{Key: key, Value: w.raw, Delete: w.delete})
 	}
 	return t
+}
+
+// holdsAlready reports whether a write changes nothing.
+func (tx *Tx) holdsAlready(key string, w write) bool {
+	raw, exists := tx.base.raw(key)
+	return exists != w.delete && (w.delete || string(raw) == string(w.raw))
 }
 
 // holds reports whether s is what the transaction wanted to write, by content.

@@ -180,7 +180,7 @@ type Batch struct {
 	// prefix "" reaches every position that Commit and Barrier return.
 }
 
-// Txn is a transaction.
+// Txn is a transaction. Its limits are MaxKeys and MaxBytes.
 type Txn struct {
 	// Generation, unless empty, must be the current generation. Set it whenever
 	// the transaction was computed from something that was read: "does not

@@ -12,7 +12,7 @@ import (
 var (
 	// ErrConflict says that a check did not hold; the error is a *ConflictError.
 	ErrConflict = errors.New("conflict")
-	// ErrTooLarge says that a transaction is over MaxOps or MaxBytes.
+	// ErrTooLarge says that a transaction is over MaxKeys or MaxBytes.
 	ErrTooLarge = errors.New("transaction too large")
 	// ErrInvalid says that a transaction can't be applied by any engine.
 	ErrInvalid = errors.New("invalid transaction")
@@ -34,11 +34,14 @@ var (
 	ErrCorrupt = errors.New("corrupt data")
 )
 
-// Limits of a transaction. They are the smallest of the stores that the contract
-// is meant for: Consul allows 64 operations in a transaction and half a megabyte
-// of base64 in a request.
+// Limits of a transaction. They are below the smallest of the stores that the
+// contract is meant for, with room for the keys that an engine adds: etcd and
+// Consul allow 128 operations in a transaction, and Consul half a megabyte of
+// base64 in a request. Both check a key and write it in one operation (etcd
+// counts comparisons apart, Consul has cas and delete-cas), so that such a key
+// counts once.
 const (
-	MaxOps   = 64        // checks and operations of a Txn together
+	MaxKeys  = 64        // keys that a Txn checks, writes, or both
 	MaxBytes = 256 << 10 // keys and values of a Txn together
 	MaxKey   = 512       // bytes of a key
 )
@@ -67,13 +70,14 @@ func (e *ConflictError) Error() string {
 // Is makes a ConflictError an ErrConflict.
 func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
 
-// Validate returns nil when every engine can take t: at most MaxOps checks and
-// operations with at most MaxBytes of keys and values (else ErrTooLarge); keys
-// that are valid, no key checked twice, none written twice (else ErrInvalid).
-// Engines call it; a caller needs to only to learn the answer early.
+// Validate returns nil when every engine can take t: at most MaxKeys keys that
+// are checked, written or both, with at most MaxBytes of keys and values, where a
+// key that is checked and written counts twice (else ErrTooLarge); keys that are
+// valid, no key checked twice, none written twice (else ErrInvalid). Engines call
+// it; a caller needs to only to learn the answer early.
 func (t Txn) Validate() error {
-	if n := len(t.Checks) + len(t.Ops); n > MaxOps {
-		return fmt.Errorf("%w: %d checks and operations, at most %d", ErrTooLarge, n, MaxOps)
+	if max(len(t.Checks), len(t.Ops)) > MaxKeys {
+		return fmt.Errorf("%w: %d checks and %d operations, at most %d keys", ErrTooLarge, len(t.Checks), len(t.Ops), MaxKeys)
 	}
 	size := 0
 	checked := make(map[string]struct{}, len(t.Checks))
@@ -84,14 +88,21 @@ func (t Txn) Validate() error {
 		size += len(c.Key)
 	}
 	written := make(map[string]struct{}, len(t.Ops))
+	keys := len(t.Checks)
 	for _, op := range t.Ops {
 		if err := claimKey(written, op.Key); err != nil {
 			return err
+		}
+		if _, both := checked[op.Key]; !both {
+			keys++
 		}
 		size += len(op.Key)
 		if !op.Delete {
 			size += len(op.Value)
 		}
+	}
+	if keys > MaxKeys {
+		return fmt.Errorf("%w: %d keys, at most %d", ErrTooLarge, keys, MaxKeys)
 	}
 	if size > MaxBytes {
 		return fmt.Errorf("%w: %d bytes of keys and values, at most %d", ErrTooLarge, size, MaxBytes)

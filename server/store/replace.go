@@ -61,7 +61,7 @@ func fill(ctx context.Context, stage Stage, from Position, pairs iter.Seq2[Pair,
 		}
 		last = p.Key
 		add := len(p.Key) + len(p.Value)
-		if len(ops) == MaxOps || size+add > MaxBytes && len(ops) > 0 {
+		if len(ops) == MaxKeys || size+add > MaxBytes && len(ops) > 0 {
 			if err := write(ctx, stage, ops); err != nil {
 				return Position{}, err
 			}

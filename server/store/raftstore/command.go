@@ -175,11 +175,11 @@ func (d *decoder) number() uint64 {
 // count reads how many elements follow, each of at least one byte.
 func (d *decoder) count() int {
 	n := d.number()
-	d.demand(n <= store.MaxOps, "too many elements")
+	d.demand(n <= store.MaxKeys, "too many elements")
 	if d.err != nil {
 		return 0
 	}
-	return int(n) //nolint:gosec // at most MaxOps
+	return int(n) //nolint:gosec // at most MaxKeys
 }
 
 func (d *decoder) blob(limit int) []byte {

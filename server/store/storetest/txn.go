@@ -97,8 +97,8 @@ func (s suite) conflicts(t *testing.T) {
 
 func (s suite) limits(t *testing.T) {
 	e := s.Open(t)
-	ops := make([]store.Op, store.MaxOps+1)
-	checks := make([]store.Check, store.MaxOps+1)
+	ops := make([]store.Op, store.MaxKeys+1)
+	checks := make([]store.Check, store.MaxKeys+1)
 	for i := range ops {
 		key := fmt.Sprintf("limit/%03d", i)
 		ops[i], checks[i] = put(key, "x"), store.Check{Key: key}
@@ -112,7 +112,9 @@ func (s suite) limits(t *testing.T) {
 		{"64 operations", store.Txn{Ops: ops[:64]}, nil},
 		{"65 operations", store.Txn{Ops: ops}, store.ErrTooLarge},
 		{"65 checks", store.Txn{Checks: checks}, store.ErrTooLarge},
-		{"32 and 33", store.Txn{Checks: checks[:32], Ops: ops[:33]}, store.ErrTooLarge},
+		{"64 keys, checked and written", store.Txn{Checks: checks[:64], Ops: ops[:64]}, store.ErrConflict}, // they are there
+		{"32 and 33 others", store.Txn{Checks: checks[:32], Ops: ops[32:]}, store.ErrTooLarge},
+		{"33 and 33, one of them both", store.Txn{Checks: checks[:33], Ops: ops[32:64]}, store.ErrConflict},
 		{"256 KiB", store.Txn{Ops: []store.Op{{Key: "big", Value: value[3:]}}}, nil},
 		{"256 KiB and a byte", store.Txn{Ops: []store.Op{{Key: "big", Value: value[2:]}}}, store.ErrTooLarge},
 		{"a deletion's value does not count", store.Txn{Ops: []store.Op{{Key: "big", Value: value, Delete: true}}}, nil},
