@@ -14,11 +14,13 @@ import (
 )
 
 const (
-	minRestart = 200 * time.Millisecond
+	// minRestart is what keeps half a second between the death of a proxy and the
+	// next served connection; connections wait that long in the agent's sockets.
+	minRestart = 50 * time.Millisecond
 	maxRestart = 10 * time.Second
 	// healthyRun is from which life on a process counts as good, so that its
-	// successor starts at once.
-	healthyRun = time.Minute
+	// successor starts at once: one that can't run ends sooner.
+	healthyRun = time.Second
 	// superviseDrain is how long a supervised proxy may end its connections:
 	// less than the ten seconds that containers are given to stop.
 	superviseDrain = 8 * time.Second

@@ -38,8 +38,26 @@ func (h *host) nginx(port int, instance string) {
 		path = "/usr/sbin/nginx"
 	}
 	conf := h.write(fmt.Sprintf(nginxConfig, h.dir, "127.0.0.1", port, instance), 0o644, fmt.Sprintf("nginx-%d.conf", port))
-	h.start(fmt.Sprintf("nginx-%d", port), path, "-c", conf, "-p", h.dir, "-e", h.path("nginx.error.log"))
+	h.keep(port, h.start(fmt.Sprintf("nginx-%d", port), path, "-c", conf, "-p", h.dir, "-e", h.path("nginx.error.log")))
 	h.answers(5*time.Second, "200", fmt.Sprintf("http://127.0.0.1:%d/", port))
+}
+
+// keep remembers which process serves a port.
+func (h *host) keep(port int, p *process) {
+	if h.servers == nil {
+		h.servers = map[int]*process{}
+	}
+	h.servers[port] = p
+}
+
+// server returns the process that serves a port.
+func (h *host) server(port int) *process {
+	h.t.Helper()
+	p := h.servers[port]
+	if p == nil {
+		h.t.Fatalf("nothing serves port %d of %s", port, h.name)
+	}
+	return p
 }
 
 // capture records all frames on the bridge until stop is called, and returns

@@ -60,6 +60,8 @@ type host struct {
 	ns   string
 	addr string
 	dir  string
+
+	servers map[int]*process // by port, of applications
 }
 
 func (n *network) host(t *testing.T, name string) *host {

@@ -53,20 +53,26 @@ func newSpine(t *testing.T) *spine {
 	t.Helper()
 	s := &spine{cluster: newCluster(t)}
 	s.web, s.api = s.join("vm-a", "web"), s.join("vm-b", "api,echo")
+	s.serve()
+	return s
+}
+
+// serve starts the applications and waits until the mesh knows of them.
+func (s *spine) serve() {
+	s.t.Helper()
 	s.api.nginx(8080, "api")
 	serveEcho(s.api.listen("127.0.0.1:8070"))
 	s.web.define("web.hcl", webDefinition)
 	s.api.define("api.hcl", apiDefinition)
 	// The first answer is the mesh's own: it is up, and nothing is allowed.
 	s.web.answers(20*time.Second, "403", "http://127.0.0.1:9191/hello")
-	eventually(t, 10*time.Second, "api and echo are healthy", func() string {
+	eventually(s.t, 10*time.Second, "api and echo are healthy", func() string {
 		r := s.meshctl(0, "services", "-o", "csv")
 		if strings.Contains(r.stdout, "\napi,default:http,1,1,0\n") && strings.Contains(r.stdout, "\necho,default:tcp,1,1,0\n") {
 			return ""
 		}
 		return r.stdout
 	})
-	return s
 }
 
 // serveEcho answers every connection with what it sends, half-close included.
