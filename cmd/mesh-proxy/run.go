@@ -31,7 +31,7 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 	}
 	client := feed.NewClient(feed.ClientConfig{
 		Socket: cfg.feed, Proxy: cfg.id, Version: version, FeatureLevel: catalog.FeatureLevel, Log: log,
-		Cache: feed.NewDiskCache(cfg.state),
+		Cache: feed.NewDiskCache(cfg.state), Watcher: plane,
 	})
 	// What serves outlives ctx by the drain.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -225,7 +225,7 @@ func (p *Plane) Watch(ctx context.Context, q flow.Query, emit func(flow.Answer) 
 			return err
 		}
 	}
-	if err := emit(flow.Answer{Caught: true, Kept: kept, Done: t == nil}); err != nil || t == nil {
+	if err := emit(flow.Answer{Caught: true, Kept: kept}); err != nil || t == nil {
 		return err
 	}
 	return t.follow(ctx, emit)

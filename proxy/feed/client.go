@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -70,6 +71,8 @@ type ClientConfig struct {
 	FeatureLevel int
 	// Log is required.
 	Log *slog.Logger
+	// Watcher answers the agent's queries; nil answers none.
+	Watcher Watcher
 	// Cache keeps plan and keys; nil keeps nothing.
 	Cache *DiskCache
 	// AloneAfter is how long to wait for an agent's plan before the one on disk is used; 250 ms.
@@ -95,6 +98,10 @@ type Client struct {
 	pending *pendingPlan
 	conn    *conn
 	failed  map[string]string // by listener: why it could not be opened
+	// answering are the queries that are being answered, each with what ends it; pieces are what is to be sent.
+	answering map[uint64]context.CancelFunc
+	pieces    chan Answer
+	answers   sync.WaitGroup
 }
 
 type clientKey struct {
@@ -122,7 +129,7 @@ func NewClient(cfg ClientConfig) *Client {
 	c := &Client{
 		cfg: cfg, session: rand.Text(), stateChanged: make(chan struct{}, 1), parts: map[string]proxy.Part{},
 		keys: map[spiffe.ID]clientKey{}, sockets: map[string]*clientSocket{},
-		failed: map[string]string{},
+		failed: map[string]string{}, answering: map[uint64]context.CancelFunc{}, pieces: make(chan Answer),
 	}
 	c.state.Store(Active)
 	return c
@@ -174,6 +181,8 @@ func (c *Client) ReportState(state State) {
 
 // loop owns the state: it turns events into updates.
 func (c *Client) loop(ctx context.Context, h Handler, events <-chan event) error {
+	defer c.answers.Wait()
+	defer c.forgetQueries()
 	alone := time.NewTimer(c.cfg.AloneAfter)
 	defer alone.Stop()
 	// A plan from disk may have sockets that could not be opened; another process may have let go of them since.
@@ -196,6 +205,8 @@ func (c *Client) loop(ctx context.Context, h Handler, events <-chan event) error
 			if c.alone && c.conn == nil && c.now() == Active && c.openMissing(ctx) {
 				c.apply(ctx, h, c.config)
 			}
+		case a := <-c.pieces:
+			c.piece(ctx, a)
 		case ev := <-events:
 			switch {
 			case ev.conn != nil:
@@ -270,6 +281,7 @@ func (c *Client) attached(ctx context.Context, conn *conn) {
 	hello := Hello{
 		Proxy: c.cfg.Proxy, Session: c.session, PID: os.Getpid(), Version: c.cfg.Version, FeatureLevel: c.cfg.FeatureLevel,
 		State: c.now(), Parts: map[string]string{}, Keys: map[string]string{}, Applied: c.config.Position,
+		Watches: c.cfg.Watcher != nil,
 	}
 	for key, p := range c.parts {
 		hello.Parts[key] = p.Hash
@@ -298,6 +310,7 @@ func (c *Client) detached(ctx context.Context, err error) {
 		c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "agent is gone, the last plan stays in force", slog.Any("error", err))
 	}
 	c.conn, c.pending = nil, nil
+	c.forgetQueries()
 }
 
 // write sends a frame, and gives the session up if it can't: the reader notices and reports it.
@@ -340,6 +353,8 @@ func (c *Client) frame(ctx context.Context, h Handler, ev event) {
 		}
 	case f.State != nil:
 		h.SetState(f.State.To)
+	case f.Query != nil:
+		c.query(ctx, f.Query)
 	default:
 		closeFiles(ev.files)
 		c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "agent sent what only a proxy sends")

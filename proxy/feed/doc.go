@@ -11,6 +11,9 @@
 //
 // The client keeps the last plan that was taken, and the keys, in a DiskCache, and boots from it when there is no agent.
 //
+// The agent may ask a proxy what it sees, see Server.Ask. The answers travel beside the plan, and never hold it up: the agent reads
+// them as they come, and the proxy drops what does not fit.
+//
 // # Wire
 //
 // A frame is its length (4 bytes, big-endian, at most MaxFrame) and one JSON object with exactly one member, see Frame.

@@ -47,6 +47,8 @@ type Frame struct {
 	Keys    *Keys    `json:"keys,omitempty"`    // agent to proxy
 	State   *SetTo   `json:"state,omitempty"`   // both ways
 	Sockets *Sockets `json:"sockets,omitempty"` // both ways, with descriptors
+	Query   *Query   `json:"query,omitempty"`   // agent to proxy
+	Answer  *Answer  `json:"answer,omitempty"`  // proxy to agent
 }
 
 // Hello opens a session.
@@ -63,6 +65,8 @@ type Hello struct {
 	Keys map[string]string `json:"keys,omitempty"`
 	// Applied is the position of the plan in force.
 	Applied catalog.Position `json:"applied"`
+	// Watches says that the proxy answers queries.
+	Watches bool `json:"watches,omitempty"`
 }
 
 // Applied tells what became of a plan, or of the keys and sockets that go with it.
@@ -125,6 +129,7 @@ func (f Frame) valid() error {
 	n := 0
 	for _, set := range []bool{
 		f.Hello != nil, f.Applied != nil, f.Bye != nil, f.Plan != nil, f.Keys != nil, f.State != nil, f.Sockets != nil,
+		f.Query != nil, f.Answer != nil,
 	} {
 		if set {
 			n++

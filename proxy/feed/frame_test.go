@@ -20,6 +20,7 @@ import (
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy"
 	"github.com/meshd/meshd/proxy/feed"
+	"github.com/meshd/meshd/proxy/flow"
 )
 
 func frames() map[string]feed.Frame {
@@ -38,6 +39,13 @@ func frames() map[string]feed.Frame {
 		}},
 		"state":   {State: &feed.SetTo{To: feed.Draining}},
 		"sockets": {Sockets: &feed.Sockets{Names: []string{"mesh"}, Close: []string{"x"}}},
+		"query":   {Query: &feed.Query{ID: 4, Query: flow.Query{Want: flow.Denials, Source: "web", Limit: 3}}},
+		"answer": {Answer: &feed.Answer{ID: 4, Answer: flow.Answer{
+			Records: []flow.Record{{
+				Time: time.Unix(1, 0).UTC(), Kind: flow.HTTP, Verdict: flow.Denied, Source: spiffe.Service(trustDomain, "default", "web"), ErrorID: "7f3a91",
+			}},
+			Sample: &flow.Sample{Session: "s", Edges: []flow.Edge{{Direction: flow.Inbound, Requests: [flow.Classes]uint64{2: 7}}}}, Done: true,
+		}}},
 	}
 }
 

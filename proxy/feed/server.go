@@ -48,6 +48,7 @@ type Server struct {
 	sessions map[*session]struct{}
 	changed  chan struct{}
 	seq      uint64
+	queries  map[uint64]*asked
 }
 
 // wanted is what one proxy should have.
@@ -101,6 +102,7 @@ func NewServer(cfg ServerConfig) *Server {
 		wanted:   map[string]*wanted{},
 		sessions: map[*session]struct{}{},
 		changed:  make(chan struct{}),
+		queries:  map[uint64]*asked{},
 	}
 }
 

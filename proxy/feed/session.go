@@ -34,6 +34,9 @@ type session struct {
 	rest    []Frame
 	keys    map[spiffe.ID]string
 	sockets map[string]uint64 // name to cookie
+	// watches says that the process answers queries; questions are those that it was not sent yet.
+	watches   bool
+	questions []Query
 }
 
 func (s *session) wake() {
@@ -103,6 +106,7 @@ func (s *Server) admit(c *conn) (*session, error) {
 			Proxy: h.Proxy, Session: h.Session, PID: h.PID, UID: uid, Version: h.Version, FeatureLevel: h.FeatureLevel,
 			State: h.State, Since: time.Now(), Applied: h.Applied,
 		},
+		watches: h.Watches,
 	}
 	for text, hash := range h.Keys {
 		if id, err := spiffe.Parse(text); err == nil {
@@ -115,6 +119,7 @@ func (s *Server) admit(c *conn) (*session, error) {
 		return nil, fmt.Errorf("%w: %d are connected already", ErrPeer, maxSessions)
 	}
 	s.sessions[sess] = struct{}{}
+	s.askLate(sess)
 	sess.wake()
 	s.announce()
 	return sess, nil
@@ -124,6 +129,7 @@ func (s *Server) forget(sess *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, sess)
+	s.lost(sess)
 	s.announce()
 }
 
@@ -141,6 +147,8 @@ func (s *Server) receive(sess *session) error {
 			s.offered(sess, f.Sockets, files)
 		case f.State != nil:
 			s.reported(sess, f.State.To)
+		case f.Answer != nil:
+			s.answered(sess, f.Answer)
 		case f.Bye != nil:
 			return io.EOF
 		default:
@@ -243,6 +251,11 @@ func (s *Server) lacking(sess *session) (Frame, []*os.File, error) {
 		f := sess.rest[0]
 		sess.rest = sess.rest[1:]
 		return f, nil, nil
+	}
+	if len(sess.questions) > 0 {
+		q := sess.questions[0]
+		sess.questions = sess.questions[1:]
+		return Frame{Query: &q}, nil, nil
 	}
 	w := s.want(sess.status.Proxy)
 	if sess.stateWanted != sess.status.State {
