@@ -48,7 +48,7 @@ func (a access) proxy(uid uint32) bool { return a.proxyUID >= 0 && int64(uid) ==
 
 // api refuses a process that may not use the local API.
 func (a access) api(c *unix.Ucred) error {
-	if c.Uid == 0 || int64(c.Uid) == int64(os.Geteuid()) {
+	if owner(c) {
 		return nil
 	}
 	if a.gid >= 0 {
@@ -63,6 +63,9 @@ func (a access) api(c *unix.Ucred) error {
 	}
 	return fmt.Errorf("uid %d: %w", c.Uid, errPeer)
 }
+
+// owner reports whether a process is root's or of our own user.
+func owner(c *unix.Ucred) bool { return c.Uid == 0 || int64(c.Uid) == int64(os.Geteuid()) }
 
 // guarded is a unix listener that closes connections of those who may not use
 // it.

@@ -477,32 +477,6 @@ func TestAnotherNodeName(t *testing.T) {
 	}
 }
 
-func TestLeave(t *testing.T) {
-	t.Parallel()
-	b := newBench(t)
-	b.write("services.d/web.hcl", "service \"web\" {}")
-	a, err := agent.New(b.cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Leave(t.Context()); !errors.Is(err, agent.ErrNotConnected) {
-		t.Errorf("Leave before Run: %v", err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- a.Run(t.Context()) }()
-	b.seen("registration", func(s agenttest.Seen) bool { return len(s.Registered) == 1 && s.Streams == 1 })
-	b.status("connected", func(s agent.Status) bool { return s.Server.Server != "" })
-	if err := a.Leave(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Errorf("Run: %v", err)
-	}
-	if seen, _ := b.server.Seen(); seen.Left != 1 || len(seen.Registered) != 0 {
-		t.Errorf("the server saw %+v", seen)
-	}
-}
-
 // TestTakesOverFromAProxyAlone: a proxy that booted without an agent has opened
 // the sockets itself; the agent takes those, rather than wait for the ports.
 func TestTakesOverFromAProxyAlone(t *testing.T) {

@@ -25,8 +25,12 @@ import (
 	"github.com/meshd/meshd/proxy/feed"
 )
 
-// maxReport bounds the body of a request.
-const maxReport = 64 << 10
+const (
+	// maxReport bounds the body of a request.
+	maxReport = 64 << 10
+	// lastAnswers is how long requests may take to end when the agent does.
+	lastAnswers = time.Second
+)
 
 // Status is the answer of GET /v1/agent/status: all that the agent knows of its
 // host, for diagnosis without a server.
@@ -80,6 +84,13 @@ type CheckReport struct {
 	Output string         `json:"output,omitempty"`
 }
 
+// Left is the answer of POST /v1/agent/leave.
+type Left struct {
+	Node string `json:"node"`
+	// Instances were those of the node.
+	Instances int `json:"instances"`
+}
+
 // apiError is the body of every answer that is no success.
 type apiError struct {
 	Error string `json:"error"`
@@ -92,13 +103,30 @@ func (a *Agent) serve(ctx context.Context, l net.Listener, allowed access) error
 		reply(w, http.StatusOK, a.Status())
 	})
 	mux.HandleFunc("PUT /v1/agent/checks/{instance}/{check}", a.report)
+	mux.HandleFunc("POST /v1/agent/leave", a.leaveNow)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			cred, err := peerOf(c)
+			return context.WithValue(ctx, ownerKey{}, err == nil && owner(cred))
+		},
 	}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stop()
-	if err := srv.Serve(guarded{Listener: l, allow: allowed.api}); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		// Whoever made the node leave gets an answer.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
+		defer cancel()
+		if srv.Shutdown(last) != nil {
+			_ = srv.Close()
+		}
+	})
+	err := srv.Serve(guarded{Listener: l, allow: allowed.api})
+	if !stop() {
+		<-closed
+	}
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("local API: %w", err)
 	}
 	return nil
@@ -112,6 +140,32 @@ func reply(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_, _ = w.Write(append(data, '\n')) // the client is gone: nobody to tell
+}
+
+// ownerKey is where the context of a request says whether the caller may do what
+// the host's operator may, beyond looking and reporting.
+type ownerKey struct{}
+
+// leaveNow takes the node out of the mesh and ends the agent.
+func (a *Agent) leaveNow(w http.ResponseWriter, r *http.Request) {
+	if may, _ := r.Context().Value(ownerKey{}).(bool); !may {
+		reply(w, http.StatusForbidden, apiError{Error: "only root and the agent's own user may make the node leave"})
+		return
+	}
+	left := Left{Node: a.cfg.NodeName}
+	if h := a.running.Load(); h != nil {
+		left.Instances = len(h.registry.Definitions())
+	}
+	switch err := a.Leave(r.Context()); {
+	case errors.Is(err, ErrNotConnected):
+		reply(w, http.StatusServiceUnavailable, apiError{
+			Error: err.Error() + "; nothing has changed: try again when a server is there, or stop the agent and run on a server: meshctl node leave " + left.Node,
+		})
+	case err != nil:
+		reply(w, http.StatusInternalServerError, apiError{Error: err.Error()})
+	default:
+		reply(w, http.StatusOK, left)
+	}
 }
 
 // report takes the result of a ttl check.

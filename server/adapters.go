@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/api"
@@ -37,6 +38,22 @@ func (f fleet) Rollout(at catalog.Position, services []catalog.Name) (client.Rol
 	}
 	return out, changed
 }
+
+// Callers implements api.Fleet.
+func (f fleet) Callers(services []catalog.Name) []catalog.Name {
+	var all []catalog.Name
+	for _, s := range services {
+		all = append(all, f.rpc.Callers(s)...)
+	}
+	slices.SortFunc(all, catalog.Name.Compare)
+	return slices.Compact(all)
+}
+
+// Held implements api.Fleet.
+func (f fleet) Held() []string { return f.rpc.HeldNodes() }
+
+// Release implements api.Fleet.
+func (f fleet) Release() { f.rpc.ReleaseNodes() }
 
 // Proxies implements api.Fleet.
 func (f fleet) Proxies() []client.ProxyStatus {

@@ -68,6 +68,7 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge("nodes_connected", "Nodes whose agent holds its lease.", float64(connected), nil)
 	gauge("nodes_lost", "Nodes whose lease is over: their instances are used last.", float64(lost), nil)
+	gauge("nodes_held", "Nodes that fell silent with more than half of all, and are not declared lost until they are back or released.", float64(len(c.agents.Held())), nil)
 	proxies, refusing := c.agents.Proxies(), 0
 	for _, p := range proxies {
 		if p.Refused != "" {

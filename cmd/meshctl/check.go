@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -59,6 +60,9 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 	}
 	r := report{}
 	r.add(client.FactOK, "server %s %s, trust domain %s, revision %d", st.Server, st.Version, st.TrustDomain, st.Position.Revision)
+	if len(st.Held) > 0 {
+		r.add(client.FactFail, "%s", strings.ReplaceAll(heldText(st.Held), "\n", " "))
+	}
 	nodes, err := api.List(cmd.Context(), client.KindNode, client.Selection{})
 	if err != nil {
 		return err

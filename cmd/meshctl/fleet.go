@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,48 +12,90 @@ import (
 
 func (a *app) proxyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "proxy", Short: "the proxies of the mesh", RunE: group, Args: cobra.ArbitraryArgs}
-	c.AddCommand(&cobra.Command{
+	var watch bool
+	status := &cobra.Command{
 		Use: "status", Short: "show what each proxy runs; exit 3 if one refuses its plan", Args: exactly(0, "no arguments"),
 		Long: `status shows what each proxy last reported to the server that answers: the
 revision of the newest input of the plan that it runs, which changes only when
 something that concerns it does, and whether it refused a newer one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			st, err := a.serverStatus(cmd)
+			api, err := a.formatAndClient()
 			if err != nil {
 				return err
 			}
-			return a.showProxies(st.Proxies)
+			read := func() (client.Status, table, error) {
+				st, err := api.Status(cmd.Context())
+				return st, proxyTable(st.Proxies), err
+			}
+			if watch {
+				return a.poll(cmd.Context(), func() (table, []any, error) {
+					st, t, err := read()
+					return t, anys(st.Proxies), err
+				})
+			}
+			st, t, err := read()
+			if err != nil {
+				return err
+			}
+			if err := a.show(t, st.Proxies); err != nil || !refuses(st.Proxies) {
+				return err
+			}
+			return fail(exitDenied, "")
 		},
-	})
+	}
+	watchFlag(status, &watch)
+	c.AddCommand(status)
 	return c
 }
 
+func watchFlag(c *cobra.Command, watch *bool) {
+	c.Flags().BoolVarP(watch, "watch", "w", false, "show what there is and then every change, until interrupted")
+}
+
 func (a *app) membersCommand() *cobra.Command {
-	return &cobra.Command{
+	var watch bool
+	c := &cobra.Command{
 		Use: "members", Aliases: []string{"member"}, Short: "show the servers of the mesh", Args: exactly(0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.members(cmd) },
+		Long: `members shows the servers of the mesh. It also tells when nodes are held: more
+than half of all fell silent at once, and none of them is declared out of touch
+until they are back or "meshctl node release" says that they are gone.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.members(cmd, watch) },
 	}
+	watchFlag(c, &watch)
+	return c
 }
 
-func (a *app) serverStatus(cmd *cobra.Command) (client.Status, error) {
+func (a *app) formatAndClient() (*client.Client, error) {
 	if err := a.checkFormat(); err != nil {
-		return client.Status{}, err
+		return nil, err
 	}
-	api, err := a.client()
-	if err != nil {
-		return client.Status{}, err
-	}
-	return api.Status(cmd.Context())
+	return a.client()
 }
 
-func (a *app) showProxies(proxies []client.ProxyStatus) error {
+func anys[T any](list []T) []any {
+	out := make([]any, len(list))
+	for i, one := range list {
+		out[i] = one
+	}
+	return out
+}
+
+func refuses(proxies []client.ProxyStatus) bool {
+	for _, p := range proxies {
+		if p.Refused != "" {
+			return true
+		}
+	}
+	return false
+}
+
+func proxyTable(proxies []client.ProxyStatus) table {
 	t := table{columns: []string{"NODE", "PROXY", "STATE", "PLAN", "CLOSED", "REFUSED BECAUSE"}}
-	refused := false
 	for _, p := range proxies {
 		state := "ok"
 		switch {
 		case p.Refused != "":
-			state, refused = "refused", true
+			state = "refused"
 		case !p.Connected:
 			state = "out of touch"
 		}
@@ -60,21 +104,57 @@ func (a *app) showProxies(proxies []client.ProxyStatus) error {
 			p.Node, p.Proxy, state, strconv.FormatUint(p.Position.Revision, 10), strconv.FormatUint(p.Closed, 10), dash(p.Refused),
 		})
 	}
-	if err := a.show(t, proxies); err != nil || !refused {
-		return err
-	}
-	return fail(exitDenied, "")
+	return t
 }
 
-func (a *app) members(cmd *cobra.Command) error {
-	st, err := a.serverStatus(cmd)
-	if err != nil {
-		return err
-	}
+func memberTable(members []client.Member) table {
 	t := table{columns: []string{"NAME", "VERSION", "UP", "AGENTS", "REVISION"}}
-	for _, m := range st.Members {
+	for _, m := range members {
 		t.names = append(t.names, "member/"+m.Name)
 		t.rows = append(t.rows, []string{m.Name, dash(m.Version), since(m.Started), strconv.Itoa(m.Agents), strconv.FormatUint(m.Position.Revision, 10)})
 	}
+	return t
+}
+
+func (a *app) members(cmd *cobra.Command, watch bool) error {
+	api, err := a.formatAndClient()
+	if err != nil {
+		return err
+	}
+	told := 0 // so many held nodes
+	read := func() (client.Status, table, error) {
+		st, err := api.Status(cmd.Context())
+		if err == nil && len(st.Held) != told {
+			told = len(st.Held)
+			_, err = fmt.Fprintln(a.err, heldText(st.Held))
+		}
+		return st, memberTable(st.Members), err
+	}
+	if watch {
+		return a.poll(cmd.Context(), func() (table, []any, error) {
+			st, t, err := read()
+			return t, anys(st.Members), err
+		})
+	}
+	st, t, err := read()
+	if err != nil {
+		return err
+	}
 	return a.show(t, st.Members)
+}
+
+// maxHeldNames is how many of the held nodes are named.
+const maxHeldNames = 5
+
+// heldText says which nodes are held, and what to do about it.
+func heldText(held []string) string {
+	if len(held) == 0 {
+		return "no node is held any more"
+	}
+	names := strings.Join(held[:min(len(held), maxHeldNames)], ", ")
+	if len(held) > maxHeldNames {
+		names += fmt.Sprintf(" and %d more", len(held)-maxHeldNames)
+	}
+	return fmt.Sprintf("%d nodes fell silent at once, which is more than half of all: %s. Their instances are used as before, until they are back or\n"+
+		"you know that they are gone: meshctl node release", len(held), names)
 }

@@ -62,7 +62,7 @@ func (a *app) getCommand() *cobra.Command {
 				if len(args) > 1 {
 					return usage("get members takes no name, got %q", args[1])
 				}
-				return a.members(cmd)
+				return a.members(cmd, l.watch)
 			}
 			kind, err := kindOf(args[0])
 			if err != nil {

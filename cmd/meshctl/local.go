@@ -22,37 +22,71 @@ import (
 // localStatus asks the agent of this host. It needs no token and no server.
 func localStatus(ctx context.Context, socket string) (agent.Status, error) {
 	var st agent.Status
+	return st, localCall(ctx, socket, http.MethodGet, "/v1/agent/status", &st)
+}
+
+// localCall asks the agent of this host for a JSON answer.
+func localCall(ctx context.Context, socket, method, path string, answer any) error {
+	data, err := localRaw(ctx, socket, method, path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, answer); err != nil {
+		return fmt.Errorf("the agent's answer is not what this version understands: %w", err)
+	}
+	return nil
+}
+
+const (
+	localTimeout = 10 * time.Second
+	maxLocal     = 64 << 20
+)
+
+// localRaw asks the agent of this host.
+func localRaw(ctx context.Context, socket, method, path string) ([]byte, error) {
 	var d net.Dialer
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	c := &http.Client{Timeout: localTimeout, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
 	}}
 	defer c.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/agent/status", nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
 	if err != nil {
-		return st, err
+		return nil, err
 	}
 	resp, err := c.Do(req)
 	if err != nil {
 		if os.IsPermission(err) {
-			return st, fail(exitPermission, "the agent's socket %s: run this as root or as a member of its group", socket)
+			return nil, fail(exitPermission, "the agent's socket %s: run this as root or as a member of its group", socket)
 		}
 		if op, ok := errors.AsType[*net.OpError](err); ok {
 			err = op
 		}
-		return st, fail(exitUnreachable, "the agent does not answer: %v; does it run?", err)
+		return nil, fail(exitUnreachable, "the agent does not answer: %v; does it run?", err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end
-	data, err := io.ReadAll(resp.Body)
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxLocal))
 	if err != nil {
-		return st, fmt.Errorf("read the agent's status: %w", err)
+		return nil, fmt.Errorf("read the agent's answer: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return st, fail(exitPermission, "the agent refuses: %s", strings.TrimSpace(string(data)))
+	if resp.StatusCode == http.StatusOK {
+		return data, nil
 	}
-	if err := json.Unmarshal(data, &st); err != nil {
-		return st, fmt.Errorf("the agent's status is not what this version understands: %w", err)
+	var refusal struct {
+		Error string `json:"error"`
 	}
-	return st, nil
+	if json.Unmarshal(data, &refusal) != nil || refusal.Error == "" {
+		refusal.Error = strings.TrimSpace(string(data))
+	}
+	code := exitError
+	switch resp.StatusCode {
+	case http.StatusForbidden:
+		code = exitPermission
+	case http.StatusNotFound:
+		code = exitNotFound
+	case http.StatusServiceUnavailable:
+		code = exitUnreachable
+	}
+	return nil, fail(code, "the agent refuses: %s", refusal.Error)
 }
 
 // checkLocal looks at this host through its agent.

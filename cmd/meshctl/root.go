@@ -69,7 +69,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {
 		c := a.shortGet(k)
 		if k == client.KindNode {
-			c.AddCommand(a.leaveCommand())
+			c.AddCommand(a.leaveCommand(), a.releaseCommand())
 		}
 		root.AddCommand(c)
 	}

@@ -28,8 +28,10 @@ func (w *waiter) flags(c *cobra.Command) {
 // start is what a wait compares with.
 type start struct {
 	services []catalog.Name
-	closed   uint64
-	time     time.Time
+	// callers says that the proxies of those who call the services are meant.
+	callers bool
+	closed  uint64
+	time    time.Time
 }
 
 // before notes how many connections were closed before the change.
@@ -45,13 +47,17 @@ func (w *waiter) before(ctx context.Context, api *client.Client, services []cata
 }
 
 func (w *waiter) wait(ctx context.Context, a *app, api *client.Client, pos catalog.Position, s start) error {
-	if !w.on || len(s.services) == 0 {
+	if !w.on || len(s.services) == 0 && !s.callers {
 		return nil
 	}
 	var r client.Rollout
 	for end := time.Now().Add(w.limit); ; {
 		var err error
-		if r, err = api.WaitRollout(ctx, pos, s.services, min(time.Until(end), defaultWait)); err != nil {
+		ask := api.WaitRollout
+		if s.callers {
+			ask = api.WaitCallers
+		}
+		if r, err = ask(ctx, pos, s.services, min(time.Until(end), defaultWait)); err != nil {
 			return err
 		}
 		if r.Done || len(r.Refused) > 0 || time.Now().After(end) {
@@ -62,7 +68,14 @@ func (w *waiter) wait(ctx context.Context, a *app, api *client.Client, pos catal
 	for _, one := range r.Services {
 		sides = append(sides, fmt.Sprintf("%s %d/%d", one.Service, one.Applied, one.Total))
 	}
-	line := fmt.Sprintf("revision %d: %s proxies, %.1f s", pos.Revision, strings.Join(sides, ", "), time.Since(s.time).Seconds())
+	who := strings.Join(sides, ", ") + " proxies"
+	switch {
+	case s.callers && len(sides) == 0:
+		who = "nobody calls it"
+	case s.callers:
+		who = "callers " + who
+	}
+	line := fmt.Sprintf("revision %d: %s, %.1f s", pos.Revision, who, time.Since(s.time).Seconds())
 	if r.Closed > s.closed {
 		line += fmt.Sprintf(", %d connections closed", r.Closed-s.closed)
 	}

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
+	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -62,7 +66,7 @@ type watched struct {
 	fresh  map[string]client.Item // what came since a reset; nil after its end
 	began  bool                   // the first state is there
 	broken bool                   // and it was said
-	widths []int
+	lines  lines
 }
 
 // take shows one event. After a reset it shows what differs from what was shown
@@ -126,69 +130,144 @@ func (w *watched) gone(i client.Item) error {
 	return w.line("deleted", old)
 }
 
-// line shows one change: a line of a table, of CSV or of JSON, or a document of
-// YAML.
+// line shows one change of a resource.
 func (w *watched) line(change string, i client.Item) error {
 	row := rowers[w.kind]
 	cells, err := row.row(i)
 	if err != nil {
 		return fmt.Errorf("%s %s: this version cannot read it: %w", w.kind, i.Name, err)
 	}
+	return w.lines.line(w.app, change, table{columns: row.columns, wide: row.wide, rows: [][]string{cells}, names: []string{string(w.kind) + "/" + i.Name}}, i)
+}
+
+// lines shows changes, one after the other.
+type lines struct{ widths []int }
+
+// line shows one change, of which t has the one row: a line of a table, of CSV or
+// of JSON, or a document of YAML.
+func (l *lines) line(a *app, change string, t table, item any) error {
 	value := struct {
-		Change string      `json:"change"`
-		Item   client.Item `json:"item"`
-	}{change, i}
-	switch w.format {
+		Change string `json:"change"`
+		Item   any    `json:"item"`
+	}{change, item}
+	switch a.format {
 	case "json":
-		enc := json.NewEncoder(w.out)
+		enc := json.NewEncoder(a.out)
 		enc.SetEscapeHTML(false)
 		return enc.Encode(value)
 	case "yaml":
-		if _, err := fmt.Fprintln(w.out, "---"); err != nil {
+		if _, err := fmt.Fprintln(a.out, "---"); err != nil {
 			return err
 		}
-		return w.show(table{}, value)
+		return a.show(table{}, value)
 	case "name":
-		_, err := fmt.Fprintf(w.out, "%s/%s\n", w.kind, i.Name)
+		_, err := fmt.Fprintln(a.out, t.names[0])
 		return err
 	}
-	header := append([]string{"CHANGE"}, row.columns...)
-	cells = append([]string{change}, cells...)
-	if w.format == "csv" {
-		out := csv.NewWriter(w.out)
-		if w.widths == nil {
-			w.widths = []int{0}
+	header := append([]string{"CHANGE"}, t.columns...)
+	cells := append([]string{change}, t.rows[0]...)
+	if a.format == "csv" {
+		out := csv.NewWriter(a.out)
+		if l.widths == nil {
+			l.widths = []int{0}
 			if err := out.Write(lower(header)); err != nil {
 				return err
 			}
 		}
 		return out.WriteAll([][]string{cells})
 	}
-	if row.wide > 0 && w.format != "wide" {
-		header, cells = header[:row.wide+1], cells[:row.wide+1]
+	if t.wide > 0 && a.format != "wide" {
+		header, cells = header[:t.wide+1], cells[:t.wide+1]
 	}
-	if w.widths == nil {
-		w.widths = make([]int, len(header))
-		w.widths[0] = len("present")
-		if err := w.padded(header); err != nil {
+	if l.widths == nil {
+		l.widths = make([]int, len(header))
+		l.widths[0] = len("present")
+		if err := l.padded(a.out, header); err != nil {
 			return err
 		}
 	}
-	return w.padded(cells)
+	return l.padded(a.out, cells)
 }
 
 // padded prints a row. Columns grow with what comes: nobody knows yet what the
 // widest cell will be.
-func (w *watched) padded(cells []string) error {
+func (l *lines) padded(out io.Writer, cells []string) error {
 	var b strings.Builder
 	for n, cell := range cells {
 		width := utf8.RuneCountInString(cell)
-		w.widths[n] = max(w.widths[n], width)
+		l.widths[n] = max(l.widths[n], width)
 		b.WriteString(cell)
 		if n < len(cells)-1 {
-			b.WriteString(strings.Repeat(" ", w.widths[n]-width+2))
+			b.WriteString(strings.Repeat(" ", l.widths[n]-width+2))
 		}
 	}
-	_, err := fmt.Fprintln(w.out, b.String())
+	_, err := fmt.Fprintln(out, b.String())
 	return err
+}
+
+// pollInterval is how often a list is asked for that the servers can't watch.
+const pollInterval = time.Second
+
+// poll shows the rows of a list, and then every row that is new, another or gone,
+// until the command is interrupted. The names tell rows apart, and the items
+// whether one has changed.
+func (a *app) poll(ctx context.Context, read func() (t table, items []any, err error)) error {
+	type shown struct {
+		text string
+		row  table
+		item any
+	}
+	var out lines
+	var before map[string]shown
+	broken := false
+	for {
+		t, items, err := read()
+		switch {
+		case ctx.Err() != nil:
+			return nil //nolint:nilerr // being interrupted is how it ends
+		case err != nil && before == nil, err != nil && client.CodeOf(err) != client.CodeUnreachable && client.CodeOf(err) != client.CodeUnavailable:
+			return err
+		case err != nil:
+			if !broken {
+				text, _, _ := strings.Cut(err.Error(), "\n")
+				_, _ = fmt.Fprintln(a.err, text+"; trying again") // who does not read it will read the end
+			}
+			broken = true
+		default:
+			broken = false
+			now := make(map[string]shown, len(items))
+			for n, name := range t.names {
+				one := shown{text: compact(items[n]), row: table{columns: t.columns, wide: t.wide, rows: t.rows[n : n+1], names: t.names[n : n+1]}, item: items[n]}
+				old, was := before[name]
+				now[name] = one
+				change := "created"
+				switch {
+				case was && old.text == one.text:
+					continue
+				case was:
+					change = "updated"
+				case before == nil:
+					change = "present"
+				}
+				if err := out.line(a, change, one.row, one.item); err != nil {
+					return err
+				}
+			}
+			for _, name := range slices.Sorted(maps.Keys(before)) {
+				if _, still := now[name]; !still {
+					if err := out.line(a, "deleted", before[name].row, before[name].item); err != nil {
+						return err
+					}
+				}
+			}
+			before = now
+		}
+		timer := time.NewTimer(pollInterval)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
 }

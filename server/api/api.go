@@ -13,6 +13,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,8 +32,15 @@ type Fleet interface {
 	// Rollout tells how far the proxies concerned with the services are, and
 	// returns a channel that is closed when that may have changed.
 	Rollout(pos catalog.Position, services []catalog.Name) (client.Rollout, <-chan struct{})
+	// Callers returns the services that call one of the services, in order, each
+	// once.
+	Callers(services []catalog.Name) []catalog.Name
 	// Proxies returns what each proxy last reported.
 	Proxies() []client.ProxyStatus
+	// Held returns the nodes that are silent and not declared lost, because too many
+	// are. Release lets them be.
+	Held() []string
+	Release()
 }
 
 // Snapshots saves and replaces the whole state.
@@ -130,6 +139,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/metrics", acl.Read, acl.Operator, nil, a.metrics, 0},
 		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, nil, a.prometheusTargets, 0},
 		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
+		{http.MethodPost, "/v1/held-nodes/release", acl.Write, acl.Operator, nil, a.releaseNodes, 0},
 		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, maxApply}, // each resource is authorized by itself
 		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check, 0},
 		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain, 0},
@@ -330,6 +340,7 @@ func (a *API) status(c *call) (any, error) {
 			out.Connected++
 		}
 	}
+	out.Held = a.cfg.Fleet.Held()
 	out.Proxies = a.cfg.Fleet.Proxies()
 	for i, p := range out.Proxies {
 		lease, ok := state.Leases.Get(s, p.Node)
@@ -354,19 +365,23 @@ func (a *API) rollout(c *call) (any, error) {
 	if q.Get("wait") != "" && err != nil {
 		return nil, badField("wait", "%q is no duration such as 30s", q.Get("wait"))
 	}
-	var services []catalog.Name
-	for _, s := range q["service"] {
-		n, err := catalog.ParseName(s)
-		if err != nil {
-			return nil, badField("service", "%v", err)
-		}
-		services = append(services, n)
+	services, err := namesOf(q, "service")
+	if err != nil {
+		return nil, err
+	}
+	called, err := namesOf(q, "callers_of")
+	if err != nil {
+		return nil, err
 	}
 	pos := catalog.Position{Generation: q.Get("generation"), Revision: revision}
 	ctx, cancel := context.WithTimeout(c.Context(), min(wait, maxWait))
 	defer cancel()
 	for {
-		r, changed := a.cfg.Fleet.Rollout(pos, services)
+		concerned := services
+		if len(called) > 0 {
+			concerned = slices.Concat(services, a.cfg.Fleet.Callers(called))
+		}
+		r, changed := a.cfg.Fleet.Rollout(pos, concerned)
 		if r.Done || len(r.Refused) > 0 {
 			return r, nil
 		}
@@ -376,6 +391,32 @@ func (a *API) rollout(c *call) (any, error) {
 			return r, nil
 		}
 	}
+}
+
+// namesOf reads the services that a parameter names.
+func namesOf(q url.Values, parameter string) ([]catalog.Name, error) {
+	var names []catalog.Name
+	for _, text := range q[parameter] {
+		n, err := catalog.ParseName(text)
+		if err != nil {
+			return nil, badField(parameter, "%v", err)
+		}
+		names = append(names, n)
+	}
+	return names, nil
+}
+
+// releaseNodes lets nodes be declared lost that are held back, as too many fell
+// silent at once.
+func (a *API) releaseNodes(*call) (any, error) {
+	out := client.Released{Nodes: a.cfg.Fleet.Held()}
+	if out.Nodes == nil {
+		out.Nodes = []string{}
+	}
+	if len(out.Nodes) > 0 {
+		a.cfg.Fleet.Release()
+	}
+	return out, nil
 }
 
 // saveSnapshot streams the state. A failure half-way cuts the connection: the

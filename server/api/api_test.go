@@ -32,13 +32,24 @@ type standInFleet struct {
 	rollout client.Rollout
 	changed chan struct{}
 	proxies []client.ProxyStatus
+	callers []catalog.Name
+	held    []string
 }
 
-func (f *standInFleet) Rollout(pos catalog.Position, _ []catalog.Name) (client.Rollout, <-chan struct{}) {
+func (f *standInFleet) Rollout(pos catalog.Position, services []catalog.Name) (client.Rollout, <-chan struct{}) {
 	r := f.rollout
 	r.Position = pos
+	for _, s := range services {
+		r.Services = append(slices.Clone(r.Services), client.RolloutService{Service: s.Short()})
+	}
 	return r, f.changed
 }
+
+func (f *standInFleet) Callers([]catalog.Name) []catalog.Name { return slices.Clone(f.callers) }
+
+func (f *standInFleet) Held() []string { return slices.Clone(f.held) }
+
+func (f *standInFleet) Release() { f.held = nil }
 
 func (f *standInFleet) Proxies() []client.ProxyStatus { return slices.Clone(f.proxies) }
 
@@ -333,6 +344,29 @@ func TestRolloutWaits(t *testing.T) {
 	w.do(t, http.MethodGet, "/v1/rollout?generation=g&revision=7&service=api&wait=10ms", "", http.StatusOK, &r)
 	if r.Done {
 		t.Errorf("rollout after its wait: %+v", r)
+	}
+	w.fleet.rollout = client.Rollout{Done: true}
+	w.fleet.callers = []catalog.Name{{Namespace: "default", Name: "web"}, {Namespace: "batch", Name: "cron"}}
+	w.do(t, http.MethodGet, "/v1/rollout?generation=g&revision=7&callers_of=api&wait=10ms", "", http.StatusOK, &r)
+	if len(r.Services) != 2 || r.Services[1].Service != "batch/cron" {
+		t.Errorf("of the callers: %+v", r)
+	}
+	w.do(t, http.MethodGet, "/v1/rollout?generation=g&revision=7&callers_of=A", "", http.StatusBadRequest, nil)
+}
+
+func TestHeldNodesAreReleased(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fleet.held = []string{"vm-1", "vm-2"}
+	var st client.Status
+	w.do(t, http.MethodGet, "/v1/status", "", http.StatusOK, &st)
+	if !slices.Equal(st.Held, w.fleet.held) {
+		t.Errorf("status: %v", st.Held)
+	}
+	for _, want := range []string{`{"nodes":["vm-1","vm-2"]}`, `{"nodes":[]}`} {
+		if status, body := call(t, http.MethodPost, w.url+"/v1/held-nodes/release", w.token, ""); status != http.StatusOK || strings.TrimSpace(body) != want {
+			t.Errorf("%d %s, want %s", status, body, want)
+		}
 	}
 }
 

@@ -283,6 +283,13 @@ func (c *Client) Leave(ctx context.Context, node string) (Result, error) {
 	return r, c.do(ctx, http.MethodPost, Ref{Kind: KindNode, Parts: []string{node}}.Path()+"/leave", nil, &r)
 }
 
+// ReleaseNodes lets nodes be declared out of touch that are held back because more
+// than half of all fell silent at once.
+func (c *Client) ReleaseNodes(ctx context.Context) (Released, error) {
+	var r Released
+	return r, c.do(ctx, http.MethodPost, "/v1/held-nodes/release", nil, &r)
+}
+
 // Check decides one request as a proxy would.
 func (c *Client) Check(ctx context.Context, req AccessRequest) (Access, error) {
 	var a Access
@@ -305,9 +312,19 @@ func (c *Client) JoinToken(ctx context.Context, req JoinTokenRequest) (JoinToken
 // applied the position, when one refused it, or after about wait; Done tells.
 // The wait is cut to 60 s by the server: call again to go on.
 func (c *Client) WaitRollout(ctx context.Context, pos catalog.Position, services []catalog.Name, wait time.Duration) (Rollout, error) {
+	return c.waitRollout(ctx, pos, "service", services, wait)
+}
+
+// WaitCallers is WaitRollout for the proxies of the services that call one of the
+// given ones.
+func (c *Client) WaitCallers(ctx context.Context, pos catalog.Position, called []catalog.Name, wait time.Duration) (Rollout, error) {
+	return c.waitRollout(ctx, pos, "callers_of", called, wait)
+}
+
+func (c *Client) waitRollout(ctx context.Context, pos catalog.Position, parameter string, services []catalog.Name, wait time.Duration) (Rollout, error) {
 	q := url.Values{"generation": {pos.Generation}, "revision": {strconv.FormatUint(pos.Revision, 10)}, "wait": {wait.String()}}
 	for _, s := range services {
-		q.Add("service", s.String())
+		q.Add(parameter, s.String())
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait+c.timeout)
 	defer cancel()

@@ -352,8 +352,16 @@ type Status struct {
 	Nodes        int              `json:"nodes"`
 	Connected    int              `json:"connected"`
 	Proxies      []ProxyStatus    `json:"proxies"`
+	// Held are the nodes that fell silent together with more than half of all: none
+	// of them is declared out of touch until they are back or released.
+	Held []string `json:"held,omitempty"`
 	// Members are the servers of the mesh.
 	Members []Member `json:"members"`
+}
+
+// Released are the nodes that were held and are declared out of touch now.
+type Released struct {
+	Nodes []string `json:"nodes"`
 }
 
 // Member is one server of the mesh.
