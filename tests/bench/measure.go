@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/meshd/meshd/proxy/l7"
+	"github.com/meshd/meshd/tests/bench/load"
+)
+
+// trial is one thing to measure of each contender.
+type trial struct {
+	Setting  setting  `json:"setting"`
+	Scenario scenario `json:"scenario"`
+	Load     string   `json:"load"`
+	Body     string   `json:"body,omitempty"`
+}
+
+func (t trial) String() string {
+	return strings.TrimSpace(strings.Join([]string{string(t.Setting), string(t.Scenario), t.Load, t.Body}, " "))
+}
+
+// trials are those of the options, in one setting.
+func (o options) trials(s setting) []trial {
+	var out []trial
+	for _, sc := range []scenario{plain, mutual, stream} {
+		if !slices.Contains(o.only, string(sc)) {
+			continue
+		}
+		if sc == stream {
+			out = append(out, trial{s, sc, saturation, ""})
+			continue
+		}
+		for _, l := range o.loads {
+			for _, body := range o.bodies {
+				if o.quick && (l == steady || sc == plain) && body != "100" && len(o.bodies) > 1 {
+					continue
+				}
+				out = append(out, trial{s, sc, l, body})
+			}
+		}
+	}
+	return out
+}
+
+// streams is on how many connections bytes are counted.
+const streams = 8
+
+// job is the trial as the client gets it.
+func (o options) job(t trial, l lane) load.Job {
+	job := load.Job{
+		Address: l.address, Path: load.SmallPath, Length: load.SmallLength, Connections: o.connections,
+		Warmup: o.warmup, Window: o.window, Processes: l.processes(),
+	}
+	if t.Body == "10k" {
+		job.Path, job.Length = load.LargePath, load.LargeLength
+	}
+	if t.Load == steady {
+		job.Rate, job.Window = o.rate, o.paired
+		if t.Scenario == mutual && t.Body == "100" {
+			job.Window *= 2
+		}
+	}
+	if t.Scenario == stream {
+		job.Path, job.Length, job.Connections = "", 0, streams
+	}
+	return job
+}
+
+// client runs a job in a process of its own, on the CPUs of the ends.
+func (f *field) client(ctx context.Context, job load.Job) (out load.Result, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return out, err
+	}
+	input, err := json.Marshal(job)
+	if err != nil {
+		return out, err
+	}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, self, loadCommand)
+	cmd.Env = append(os.Environ(), quiet()...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
+	_, ends := f.setting.cpus()
+	if err := on(ends, cmd.Run); err != nil {
+		return out, fmt.Errorf("%w %s", err, strings.TrimSpace(stderr.String()))
+	}
+	return out, json.Unmarshal(stdout.Bytes(), &out)
+}
+
+// rounds measures every trial of a setting in every round, each contender in
+// turn. Each round begins with another one, so that none always follows the
+// same, and slow changes of the machine meet all.
+func (f *field) rounds(ctx context.Context, r *report) error {
+	trials := f.options.trials(f.setting)
+	for round := range f.options.rounds {
+		for _, t := range trials {
+			var lanes []lane
+			for _, l := range f.lanes {
+				if l.scenario == t.Scenario {
+					lanes = append(lanes, l)
+				}
+			}
+			for i := range lanes {
+				l := lanes[(i+round)%len(lanes)]
+				out, err := f.client(ctx, f.options.job(t, l))
+				if err != nil {
+					return fmt.Errorf("%s: %s: %w", t, l.name, err)
+				}
+				r.add(t, l, out)
+			}
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d is done\n", f.setting, round+1, f.options.rounds)
+	}
+	return nil
+}
+
+// check waits until a contender serves, and proves that it does what all are
+// to do: HTTP arrives with the caller's identity, and rules are enforced.
+func (f *field) check(ctx context.Context, l lane) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if l.scenario == stream {
+		return f.retry(ctx, func() error {
+			out, err := f.client(ctx, load.Job{Address: l.address, Connections: 1, Window: 20 * time.Millisecond})
+			if err == nil && out.Bytes == 0 {
+				err = errors.New("no byte came")
+			}
+			return err
+		})
+	}
+	url := "http://" + l.address
+	err := f.retry(ctx, func() error {
+		status, body, err := get(ctx, url+load.EchoPath)
+		switch {
+		case err != nil:
+			return err
+		case status != http.StatusOK:
+			return fmt.Errorf("status %d: %s", status, body)
+		case !carriesCaller(body):
+			return fmt.Errorf("the request arrives without the caller's identity: %q", body)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if status, body, err := get(ctx, url+"/admin/users"); err != nil || status != http.StatusForbidden {
+		return fmt.Errorf("/admin/ should be refused by 403: status %d, %s, error %w", status, body, err)
+	}
+	return nil
+}
+
+// carriesCaller tells whether a request's head names caller and callee. Envoy
+// puts a hash between the two.
+func carriesCaller(head string) bool {
+	for line := range strings.Lines(head) {
+		name, value, _ := strings.Cut(line, ": ")
+		by, uri, _ := strings.Cut(l7.ForwardedClientCert(api(), web()), ";")
+		if strings.EqualFold(name, "x-forwarded-client-cert") {
+			return strings.HasPrefix(value, by+";") && strings.HasSuffix(value, ";"+uri+"\r\n")
+		}
+	}
+	return false
+}
+
+// retry tries for as long as ctx allows and all processes live.
+func (f *field) retry(ctx context.Context, try func() error) error {
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	var err error
+	for {
+		now := try()
+		if now == nil {
+			return nil
+		}
+		if ctx.Err() == nil { // else the error is that
+			err = now
+		}
+		if ended := f.alive(); ended != nil {
+			return errors.Join(err, ended)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func get(ctx context.Context, url string) (status int, body string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), errors.Join(err, resp.Body.Close())
+}
