@@ -76,7 +76,9 @@ func (a *app) checkServers(cmd *cobra.Command) error {
 		case "connected":
 			r.add(client.FactOK, "node %s connected, instances: %d", i.Name, n.Instances)
 		case "stale":
-			r.add(client.FactFail, "node %s out of touch since %s; its instances are used last → meshctl check on the node, or its agent's log", i.Name, since(n.Since))
+			r.add(client.FactFail, "node %s out of touch for %s; its instances are used last → meshctl check on the node, or its agent's log", i.Name, since(n.Since))
+		case "left":
+			r.add(client.FactWarn, "node %s has left, or was out of touch for too long → start its agent, or forget it: meshctl delete node %s", i.Name, i.Name)
 		default:
 			r.add(client.FactWarn, "node %s has never joined → meshctl token join --node %s", i.Name, i.Name)
 		}

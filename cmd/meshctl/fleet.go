@@ -107,11 +107,11 @@ func proxyTable(proxies []client.ProxyStatus) table {
 	return t
 }
 
-func memberTable(members []client.Member) table {
+func (a *app) memberTable(members []client.Member) table {
 	t := table{columns: []string{"NAME", "VERSION", "UP", "AGENTS", "REVISION"}}
 	for _, m := range members {
 		t.names = append(t.names, "member/"+m.Name)
-		t.rows = append(t.rows, []string{m.Name, dash(m.Version), since(m.Started), strconv.Itoa(m.Agents), strconv.FormatUint(m.Position.Revision, 10)})
+		t.rows = append(t.rows, []string{m.Name, dash(m.Version), a.age(m.Started), strconv.Itoa(m.Agents), strconv.FormatUint(m.Position.Revision, 10)})
 	}
 	return t
 }
@@ -128,7 +128,7 @@ func (a *app) members(cmd *cobra.Command, watch bool) error {
 			told = len(st.Held)
 			_, err = fmt.Fprintln(a.err, heldText(st.Held))
 		}
-		return st, memberTable(st.Members), err
+		return st, a.memberTable(st.Members), err
 	}
 	if watch {
 		return a.poll(cmd.Context(), func() (table, []any, error) {

@@ -52,7 +52,7 @@ func (a *app) getCommand() *cobra.Command {
   meshctl get intention web api`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usage("which kind? one of %s", strings.Join(collections(), ", "))
+				return usage("which kind? one of %s", strings.Join(append(collections(), "members"), ", "))
 			}
 			return nil
 		},
@@ -101,14 +101,16 @@ func kindOf(s string) (client.Kind, error) {
 			return k, nil
 		}
 	}
-	text := fmt.Sprintf("%q is no kind; use one of %s", s, strings.Join(collections(), ", "))
 	names := append(collections(), "members")
+	near := names
 	for _, k := range client.Kinds() {
-		names = append(names, string(k))
+		near = append(near, string(k))
 	}
-	if near := catalog.Closest(s, names); near != "" {
-		text = fmt.Sprintf("%q is no kind; did you mean %s?", s, near)
+	text := fmt.Sprintf("%q is no kind.", s)
+	if one := catalog.Closest(s, near); one != "" {
+		text = fmt.Sprintf("%q is no kind; did you mean %s?", s, one)
 	}
+	text += " Kinds are " + strings.Join(names, ", ")
 	return "", usage("%s", text)
 }
 
@@ -147,9 +149,20 @@ func (a *app) get(cmd *cobra.Command, kind client.Kind, names []string, l lister
 	}
 	items := slices.DeleteFunc(list.Items, func(i client.Item) bool { return !keep(i) })
 	if len(names) > 0 && len(items) == 0 {
-		return fail(exitNotFound, "%s has no %s", strings.Join(names, " "), kind.Collection())
+		return a.noneOf(cmd, api, kind, names)
 	}
 	return a.showItems(kind, items)
+}
+
+// noneOf says that a service has no instances, or that it does not exist.
+func (a *app) noneOf(cmd *cobra.Command, api *client.Client, kind client.Kind, names []string) error {
+	ref, _, err := a.ref(client.KindService, names)
+	if kind == client.KindInstance && err == nil {
+		if _, err := api.Get(cmd.Context(), ref); err != nil {
+			return err
+		}
+	}
+	return fail(exitNotFound, "%s has no %s", strings.Join(names, " "), kind.Collection())
 }
 
 // around is the smallest selection with everything whose parts begin as those
@@ -208,7 +221,7 @@ func (a *app) showItems(kind client.Kind, items []client.Item) error {
 	row := rowers[kind]
 	t.columns, t.wide = row.columns, row.wide
 	for _, i := range items {
-		r, err := row.row(i)
+		r, err := row.row(a, i)
 		if err != nil {
 			return fmt.Errorf("%s %s: this version cannot read it: %w", kind, i.Name, err)
 		}
@@ -265,19 +278,19 @@ func manifestYAML(i client.Item) ([]byte, error) {
 type rower struct {
 	columns []string
 	wide    int
-	row     func(client.Item) ([]string, error)
+	row     func(*app, client.Item) ([]string, error)
 }
 
 var rowers = map[client.Kind]rower{
-	client.KindNamespace: {columns: []string{"NAME"}, row: func(i client.Item) ([]string, error) { return []string{i.Name}, nil }},
+	client.KindNamespace: {columns: []string{"NAME"}, row: func(_ *app, i client.Item) ([]string, error) { return []string{i.Name}, nil }},
 	client.KindNode:      {columns: []string{"NAME", "STATE", "SINCE", "INSTANCES", "ADDRESS", "MAY RUN", "VERSION"}, wide: 6, row: nodeRow},
 	client.KindService:   {columns: []string{"NAME", "PORTS", "HEALTHY", "INSTANCES", "STALE"}, row: serviceRow},
-	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "CHECKS"}, wide: 5, row: instanceRow},
+	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "WEIGHT", "ZONE", "PORTS", "TAGS", "CHECKS"}, wide: 5, row: instanceRow},
 	client.KindIntention: {columns: []string{"SOURCE", "DESTINATION", "DECISION", "EXPIRES", "REASON", "REVISION"}, wide: 5, row: intentionRow},
 	client.KindSet:       {columns: []string{"NAME", "RESOURCES", "UPDATED", "BY", "MEMBERS"}, wide: 4, row: setRow},
 }
 
-func setRow(i client.Item) ([]string, error) {
+func setRow(a *app, i client.Item) ([]string, error) {
 	var spec struct {
 		Updated time.Time `json:"updated"`
 		By      string    `json:"by"`
@@ -290,10 +303,10 @@ func setRow(i client.Item) ([]string, error) {
 	for _, m := range st.Members {
 		members = append(members, string(m.Kind)+"/"+strings.Join(m.Parts, "/"))
 	}
-	return []string{i.Name, strconv.Itoa(len(members)), since(spec.Updated) + " ago", dash(spec.By), dash(strings.Join(members, ","))}, nil
+	return []string{i.Name, strconv.Itoa(len(members)), a.ago(spec.Updated), dash(spec.By), dash(strings.Join(members, ","))}, nil
 }
 
-func nodeRow(i client.Item) ([]string, error) {
+func nodeRow(a *app, i client.Item) ([]string, error) {
 	var spec catalog.Node
 	var st client.NodeStatus
 	if err := decode(i, &spec, &st); err != nil {
@@ -302,10 +315,10 @@ func nodeRow(i client.Item) ([]string, error) {
 	if st.Drain {
 		st.State += ", drained"
 	}
-	return []string{i.Name, st.State, since(st.Since), strconv.Itoa(st.Instances), dash(st.Address), dash(strings.Join(spec.Services, ",")), dash(st.Version)}, nil
+	return []string{i.Name, st.State, a.age(st.Since), strconv.Itoa(st.Instances), dash(st.Address), dash(strings.Join(spec.Services, ",")), dash(st.Version)}, nil
 }
 
-func serviceRow(i client.Item) ([]string, error) {
+func serviceRow(_ *app, i client.Item) ([]string, error) {
 	var spec catalog.Service
 	var st client.ServiceStatus
 	if err := decode(i, &spec, &st); err != nil {
@@ -318,7 +331,7 @@ func serviceRow(i client.Item) ([]string, error) {
 	return []string{i.Name, dash(strings.Join(ports, ",")), strconv.Itoa(st.Healthy), strconv.Itoa(st.Instances), strconv.Itoa(st.Stale)}, nil
 }
 
-func instanceRow(i client.Item) ([]string, error) {
+func instanceRow(_ *app, i client.Item) ([]string, error) {
 	var spec catalog.Instance
 	var st client.InstanceStatus
 	if err := decode(i, &spec, &st); err != nil {
@@ -340,20 +353,30 @@ func instanceRow(i client.Item) ([]string, error) {
 		checks = append(checks, text)
 	}
 	service := catalog.Name{Namespace: i.Ref.Parts[0], Name: i.Ref.Parts[1]}.Short()
-	return []string{service, spec.Node, spec.ID, health, dash(spec.MeshAddress), dash(strings.Join(checks, "; "))}, nil
+	var ports []string
+	for _, p := range spec.Ports {
+		ports = append(ports, fmt.Sprintf("%s:%d", p.Name, p.Port))
+	}
+	return []string{
+		service, spec.Node, spec.ID, health, dash(spec.MeshAddress), strconv.Itoa(max(1, spec.Weight)), dash(spec.Zone), dash(strings.Join(ports, ",")),
+		dash(strings.Join(spec.Tags, ",")), dash(strings.Join(checks, "; ")),
+	}, nil
 }
 
-func intentionRow(i client.Item) ([]string, error) {
+func intentionRow(a *app, i client.Item) ([]string, error) {
 	var spec intentions.Intention
 	if err := decode(i, &spec, nil); err != nil {
 		return nil, err
 	}
 	expires := "-"
-	if spec.Expires != nil {
+	switch {
+	case spec.Expires == nil:
+	case a.format == "csv":
+		expires = spec.Expires.UTC().Format(time.RFC3339)
+	case time.Now().After(*spec.Expires):
+		expires = "expired"
+	default:
 		expires = "in " + time.Until(*spec.Expires).Round(time.Second).String()
-		if time.Now().After(*spec.Expires) {
-			expires = "expired"
-		}
 	}
 	return []string{spec.Source, spec.Destination, spec.Summary(), expires, dash(spec.Reason), strconv.FormatUint(i.Revision, 10)}, nil
 }
@@ -366,6 +389,22 @@ func decode(i client.Item, spec, status any) error {
 		return nil
 	}
 	return json.Unmarshal(i.Status, status)
+}
+
+// age is how long something lasts, for people; in CSV it is since when.
+func (a *app) age(t time.Time) string {
+	if a.format == "csv" && !t.IsZero() {
+		return t.UTC().Format(time.RFC3339)
+	}
+	return since(t)
+}
+
+// ago is how long ago something was, for people; in CSV it is when.
+func (a *app) ago(t time.Time) string {
+	if text := a.age(t); a.format == "csv" || t.IsZero() {
+		return text
+	}
+	return since(t) + " ago"
 }
 
 func since(t time.Time) string {

@@ -133,7 +133,7 @@ func (w *watched) gone(i client.Item) error {
 // line shows one change of a resource.
 func (w *watched) line(change string, i client.Item) error {
 	row := rowers[w.kind]
-	cells, err := row.row(i)
+	cells, err := row.row(w.app, i)
 	if err != nil {
 		return fmt.Errorf("%s %s: this version cannot read it: %w", w.kind, i.Name, err)
 	}

@@ -130,12 +130,26 @@ func ruleList(rules []intentions.Rule) string {
 	return strings.Join(texts, ", ")
 }
 
+// namespacesExist refuses a question about a namespace that nobody made.
+func (a *API) namespacesExist(s *state.Snapshot, q question) error {
+	if err := namespaceExists(s, q.destination.Namespace); err != nil {
+		return err
+	}
+	if q.source.TrustDomain != a.cfg.Info.TrustDomain {
+		return nil
+	}
+	return namespaceExists(s, q.source.Namespace)
+}
+
 func (a *API) check(c *call) (any, error) {
 	q, err := a.question(c)
 	if err != nil {
 		return nil, err
 	}
 	s, err := a.fresh(c)
+	if err == nil {
+		err = a.namespacesExist(s, q)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +163,9 @@ func (a *API) explain(c *call) (any, error) {
 		return nil, err
 	}
 	s, err := a.fresh(c)
+	if err == nil {
+		err = a.namespacesExist(s, q)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -273,11 +273,7 @@ func exists(tx *state.Tx, field, namespace string) error {
 	if _, ok := state.Namespaces.Get(tx, namespace); ok {
 		return nil
 	}
-	have := []string{catalog.DefaultNamespace}
-	for n := range state.Namespaces.All(tx) {
-		have = append(have, n)
-	}
-	e := notFound(client.KindNamespace, namespace, have)
+	e := notFound(client.KindNamespace, namespace, namespaceNames(tx))
 	e.Fields = []client.Field{{Field: field, Problem: "names a namespace that does not exist"}}
 	if e.Next == "" {
 		e.Next = fmt.Sprintf("create it: meshctl apply -f a file with: namespace %q {}", namespace)

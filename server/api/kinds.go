@@ -95,6 +95,9 @@ func nodes() collection {
 			st := client.NodeStatus{State: "unknown"}
 			if rec, ok := state.NodeStatuses.Get(s, k); ok {
 				st.NodeStatus = rec.Value
+				if !rec.Value.Joined.IsZero() {
+					st.State = "left"
+				}
 			}
 			if lease, ok := state.Leases.Get(s, k); ok {
 				st.State, st.Since = "connected", lease.Value.Since

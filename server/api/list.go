@@ -114,6 +114,9 @@ func (a *API) list(k collection) func(*call) (any, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := namespaceExists(s, q.namespace); err != nil {
+			return nil, err
+		}
 		if q.watch && c.Method == http.MethodGet {
 			return a.watch(c, s, k.follow(q.selection))
 		}
@@ -127,6 +130,30 @@ func (a *API) list(k collection) func(*call) (any, error) {
 		}
 		return out, nil
 	}
+}
+
+// namespaceExists refuses a namespace that nobody made; "" means all. A mistyped
+// one must not look empty.
+func namespaceExists(s *state.Snapshot, namespace string) error {
+	if namespace == "" || namespace == catalog.DefaultNamespace || namespace == "*" {
+		return nil
+	}
+	if _, ok := state.Namespaces.Get(s, namespace); ok {
+		return nil
+	}
+	e := notFound(client.KindNamespace, namespace, namespaceNames(s))
+	if e.Next == "" {
+		e.Next = "meshctl get namespaces"
+	}
+	return e
+}
+
+func namespaceNames(r state.Reader) []string {
+	names := []string{catalog.DefaultNamespace}
+	for n := range state.Namespaces.All(r) {
+		names = append(names, n)
+	}
+	return names
 }
 
 func (t *table[K, V]) namespaced() bool { return len(t.segments) > 1 }

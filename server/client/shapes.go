@@ -129,7 +129,8 @@ type Event struct {
 // NodeStatus is the status of a node's Item.
 type NodeStatus struct {
 	catalog.NodeStatus
-	// State is "connected", "stale" or "unknown" (never seen).
+	// State is "connected", "stale" (out of touch), "left" (it has, or was out of
+	// touch for so long that its instances were removed) or "unknown" (never seen).
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"`
 	// Instances are those registered on the node.
