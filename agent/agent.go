@@ -172,6 +172,7 @@ func (h *host) run(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { return h.followProxies(ctx) })
 	g.Go(func() error { return h.followServers(ctx) })
 	g.Go(func() error { return h.followRefusal(ctx) })
+	g.Go(func() error { return h.followQueries(ctx) })
 	return h.followDefinitions(ctx)
 }
 

@@ -204,15 +204,14 @@ func (p *Plane) Watch(ctx context.Context, q flow.Query, emit func(flow.Answer) 
 		return errors.New("this proxy knows no such query: " + string(q.Want))
 	}
 	var t *tap
-	if q.Want == flow.Records || q.Want == flow.Denials && q.Follow {
+	if q.Want == flow.Records {
 		t = &tap{filter: filter, wake: make(chan struct{}, 1)}
 		defer p.watch.end(t)
 	}
 	var keep func(*flow.Record) bool
 	if q.Want != flow.Records {
 		keep = func(r *flow.Record) bool {
-			seen := r.Seen()
-			return filter.Match(&seen) && !r.Time.Before(q.Since) && (q.Want != flow.Find || r.ErrorID == q.ID)
+			return filter.MatchRecord(r) && !r.Time.Before(q.Since)
 		}
 	}
 	past, kept, err := p.watch.begin(keep, t)

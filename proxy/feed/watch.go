@@ -45,14 +45,9 @@ type asked struct {
 	closed bool
 }
 
-// lasting reports whether a query has no end of its own.
-func lasting(q flow.Query) bool {
-	return q.Want == flow.Records || q.Want == flow.Edges || q.Want == flow.Denials && q.Follow
-}
-
 // settle closes done once nobody is left to answer.
 func (a *asked) settle() {
-	if len(a.pending) == 0 && !a.closed && !lasting(a.query) {
+	if len(a.pending) == 0 && !a.closed && !a.query.Lasting() {
 		a.closed = true
 		close(a.done)
 	}
@@ -107,7 +102,7 @@ func (s *session) ask(id uint64, a *asked) {
 // askLate puts the queries without an end to a session that is new.
 func (s *Server) askLate(sess *session) {
 	for id, a := range s.queries {
-		if lasting(a.query) {
+		if a.query.Lasting() {
 			sess.ask(id, a)
 		}
 	}

@@ -20,9 +20,26 @@ type Answer struct {
 	// reach back.
 	Caught bool `json:"caught,omitempty"`
 	Kept   Kept `json:"kept,omitzero"`
+	// Hosts is how many hosts were asked, and Silent those that did not answer in
+	// time.
+	Hosts  int      `json:"hosts,omitempty"`
+	Silent []string `json:"silent,omitempty"`
 	// Done says that this was all. Error is why it is less than was asked for.
 	Done  bool   `json:"done,omitempty"`
 	Error string `json:"error,omitempty"`
+}
+
+// MaxRecords is how many records a piece that travels has at most.
+const MaxRecords = 256
+
+// Pieces cuts an answer so that none has more than MaxRecords records.
+func (a Answer) Pieces() []Answer {
+	var out []Answer
+	for len(a.Records) > MaxRecords {
+		out = append(out, Answer{Records: a.Records[:MaxRecords]})
+		a.Records = a.Records[MaxRecords:]
+	}
+	return append(out, a)
 }
 
 // Kept tells what a proxy remembers of what it did not carry.

@@ -30,8 +30,7 @@ type Want string
 const (
 	// Records are those of what ends from now on.
 	Records Want = "records"
-	// Denials are those of what was not carried: kept ones, the newest first, and
-	// with Follow those to come.
+	// Denials are those that are kept of what was not carried, the newest first.
 	Denials Want = "denials"
 	// Find is the record with the ID.
 	Find Want = "find"
@@ -51,8 +50,8 @@ type Query struct {
 	Method string `json:"method,omitempty"`
 	// Path is a prefix.
 	Path string `json:"path,omitempty"`
-	// Denied leaves only what was denied or refused. Denials leave out what failed
-	// unless Failed is set.
+	// Denied leaves only what was denied or refused, and with Failed what failed,
+	// too. Denials are always so.
 	Denied bool `json:"denied,omitempty"`
 	Failed bool `json:"failed,omitempty"`
 	// Both shows what both proxies saw of one request; otherwise the caller's side
@@ -62,9 +61,8 @@ type Query struct {
 	ID string `json:"id,omitempty"`
 	// Since leaves out older denials. Limit, if not 0, is how many kept ones are
 	// shown.
-	Since  time.Time `json:"since,omitzero"`
-	Limit  int       `json:"limit,omitempty"`
-	Follow bool      `json:"follow,omitempty"`
+	Since time.Time `json:"since,omitzero"`
+	Limit int       `json:"limit,omitempty"`
 	// Interval is between samples; 2 s when zero.
 	Interval catalog.Duration `json:"interval,omitzero"`
 }
@@ -74,6 +72,9 @@ func (q Query) Validate() error {
 	_, err := q.Filter()
 	return err
 }
+
+// Lasting reports whether the answer has no end of its own.
+func (q Query) Lasting() bool { return q.Want == Records || q.Want == Edges }
 
 // Values is the query as the parameters of a URL, without Want and ID.
 func (q Query) Values() url.Values {
@@ -88,7 +89,7 @@ func (q Query) Values() url.Values {
 	set("status", q.Status)
 	set("method", q.Method)
 	set("path", q.Path)
-	for name, on := range map[string]bool{"denied": q.Denied, "failed": q.Failed, "both": q.Both, "watch": q.Follow && q.Want == Denials} {
+	for name, on := range map[string]bool{"denied": q.Denied, "failed": q.Failed, "both": q.Both} {
 		if on {
 			v.Set(name, "true")
 		}
@@ -139,8 +140,6 @@ func (q *Query) parameter(name, value string) error {
 		q.Failed, err = strconv.ParseBool(value)
 	case "both":
 		q.Both, err = strconv.ParseBool(value)
-	case "watch":
-		q.Follow, err = strconv.ParseBool(value)
 	case "since":
 		q.Since, err = time.Parse(time.RFC3339Nano, value)
 	case "limit":
@@ -161,17 +160,17 @@ func (q *Query) parameter(name, value string) error {
 // Filter returns what decides which records the query selects. Errors wrap
 // ErrQuery.
 func (q Query) Filter() (*Filter, error) {
-	f := &Filter{denied: q.Denied, both: q.Both, method: []byte(strings.ToUpper(q.Method)), path: []byte(q.Path)}
+	f := &Filter{denied: q.Denied, failed: q.Failed, both: q.Both, method: []byte(strings.ToUpper(q.Method)), path: []byte(q.Path)}
 	var err error
 	switch q.Want {
 	case Records, Edges:
 	case Denials:
-		f.kept, f.failed = true, q.Failed
+		f.denied = true
 	case Find:
 		if !ValidID(q.ID) {
 			return nil, fmt.Errorf("%w: %q is no id: it has six hexadecimal digits", ErrQuery, q.ID)
 		}
-		f.kept, f.failed = true, true
+		f.denied, f.failed, f.id = true, true, q.ID
 	default:
 		return nil, fmt.Errorf("%w: nothing is known of %q", ErrQuery, q.Want)
 	}
@@ -220,18 +219,16 @@ type Filter struct {
 	source, destination  pattern
 	method, path         []byte
 	low, high            int
-	denied, failed, kept bool
-	both                 bool
+	denied, failed, both bool
+	id                   string
 }
 
 // Match reports whether the query selects a record.
 func (f *Filter) Match(s *Seen) bool {
 	switch {
-	case f.kept && s.Verdict == Passed, f.kept && !f.failed && s.Verdict == Failed:
+	case f.denied && (s.Verdict == Passed || s.Verdict == Failed && !f.failed):
 		return false
-	case f.denied && s.Verdict != Denied && s.Verdict != Refused:
-		return false
-	case !f.kept && !f.both && s.Direction == Outbound && s.Verdict == Passed:
+	case !f.both && s.Direction == Outbound && s.Verdict == Passed:
 		return false
 	case f.high != 0 && (s.Status < f.low || s.Status > f.high):
 		return false
@@ -241,6 +238,12 @@ func (f *Filter) Match(s *Seen) bool {
 		return false
 	}
 	return f.source.match(s.Source) && f.destination.match(s.Destination)
+}
+
+// MatchRecord is Match, and looks at the ID of Find, too.
+func (f *Filter) MatchRecord(r *Record) bool {
+	seen := r.Seen()
+	return (f.id == "" || f.id == r.ErrorID) && f.Match(&seen)
 }
 
 // Between reports whether a pair of services is selected, whatever passes there.

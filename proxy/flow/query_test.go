@@ -63,6 +63,8 @@ func TestFilter(t *testing.T) {
 		"refused counts as denied":              {"denied=true", flow.Records, refused, true},
 		"a failure is no denial":                {"denied=true", flow.Records, failed, false},
 		"denials have nothing that passed":      {"both=true", flow.Denials, outbound, false},
+		"a failure is shown if it is asked for": {"denied=true&failed=true", flow.Records, failed, true},
+		"but nothing that passed":               {"denied=true&failed=true", flow.Records, passed, false},
 		"denials have no failures":              {"", flow.Denials, failed, false},
 		"unless they are asked for":             {"failed=true", flow.Denials, failed, true},
 		"denials of the caller's proxy, always": {"dst=batch/api", flow.Denials, denied, true},
@@ -115,7 +117,7 @@ func TestValuesSurvive(t *testing.T) {
 	for _, q := range []flow.Query{
 		{Want: flow.Records},
 		{Want: flow.Records, Source: "web", Destination: "batch/*", Status: "5xx", Method: "GET", Path: "/v1", Denied: true, Both: true},
-		{Want: flow.Denials, Failed: true, Follow: true, Limit: 7, Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)},
+		{Want: flow.Denials, Failed: true, Limit: 7, Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)},
 		{Want: flow.Edges, Interval: 5e9},
 	} {
 		got, err := flow.ParseQuery(q.Want, q.Values())

@@ -125,6 +125,32 @@ func (r *Record) Seen() Seen {
 	}
 }
 
+// Bound cuts what a record of another host holds beyond the bounds.
+func (r *Record) Bound() {
+	for text, limit := range map[*string]int{
+		(*string)(&r.Kind): 8, (*string)(&r.Direction): 8, (*string)(&r.Verdict): 8, &r.Port: 63, &r.Endpoint: MaxHost, &r.Peer: MaxHost,
+		&r.Method: MaxMethod, &r.Authority: MaxHost, &r.Path: MaxPath, &r.Reason: MaxHost, &r.Cause: MaxCause, &r.Decision: MaxHost,
+		&r.Intention: 2 * MaxCause, &r.ErrorID: 6,
+	} {
+		if len(*text) > limit {
+			*text = strings.Clone((*text)[:limit])
+		}
+	}
+}
+
+// Own is the service of the pair on whose behalf the proxy acts that recorded it.
+func (r *Record) Own() spiffe.ID { return own(r.Direction, r.Source, r.Destination) }
+
+// Own is as that of a Record.
+func (e *Edge) Own() spiffe.ID { return own(e.Direction, e.Source, e.Destination) }
+
+func own(d Direction, source, destination spiffe.ID) spiffe.ID {
+	if d == Outbound {
+		return source
+	}
+	return destination
+}
+
 // Service is the name of a service's identity; zero of any other.
 func Service(id spiffe.ID) catalog.Name {
 	if id.Kind != spiffe.KindService {

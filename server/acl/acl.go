@@ -80,6 +80,8 @@ type Verb string
 const (
 	Read  Verb = "read"
 	Write Verb = "write"
+	// Tap is to see single requests to a service: who sends them, and their paths.
+	Tap Verb = "tap"
 )
 
 // Resource is what a request is about. Most are kinds of records; the others name
@@ -108,6 +110,7 @@ const (
 	Register Resource = "register"
 	Sign     Resource = "sign"
 	Leave    Resource = "leave"
+	Watch    Resource = "watch"
 )
 
 // Request is one thing that a caller wants to do.
@@ -155,7 +158,7 @@ func (e *DeniedError) Unwrap() error {
 
 func (r Request) needs() string {
 	switch r.Resource {
-	case Sync, Register, Sign, Leave:
+	case Sync, Register, Sign, Leave, Watch:
 		return "the certificate of node " + r.Name
 	case Health, Roots, Join, Namespace, Node, Service, Instance, Intention, Tokens, JoinTokens, Authority, Operator, Proxy:
 	}
@@ -186,11 +189,11 @@ func (r Request) public() bool {
 }
 
 func (i Identity) may(r Request) bool {
-	if r.Verb != Read && r.Verb != Write {
+	if r.Verb != Read && r.Verb != Write && (r.Verb != Tap || r.Resource != Service) {
 		return false
 	}
 	switch r.Resource {
-	case Sync, Register, Sign, Leave:
+	case Sync, Register, Sign, Leave, Watch:
 		return i.Subject == Host && i.Name != "" && i.Name == r.Name
 	default:
 	}

@@ -1363,6 +1363,112 @@ func (x *Alive) GetPosition() *Position {
 	return nil
 }
 
+// WatchQuery puts a question to a node, or takes one back.
+type WatchQuery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Query         []byte                 `protobuf:"bytes,2,opt,name=query,proto3" json:"query,omitempty"` // JSON of flow.Query; empty: the question is taken back
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchQuery) Reset() {
+	*x = WatchQuery{}
+	mi := &file_server_meshpb_mesh_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchQuery) ProtoMessage() {}
+
+func (x *WatchQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_server_meshpb_mesh_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchQuery.ProtoReflect.Descriptor instead.
+func (*WatchQuery) Descriptor() ([]byte, []int) {
+	return file_server_meshpb_mesh_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WatchQuery) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *WatchQuery) GetQuery() []byte {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+// WatchAnswer is a piece of the answer to the question of the same id.
+type WatchAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Answer        []byte                 `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"` // JSON of flow.Answer; done in it ends the answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchAnswer) Reset() {
+	*x = WatchAnswer{}
+	mi := &file_server_meshpb_mesh_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchAnswer) ProtoMessage() {}
+
+func (x *WatchAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_server_meshpb_mesh_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchAnswer.ProtoReflect.Descriptor instead.
+func (*WatchAnswer) Descriptor() ([]byte, []int) {
+	return file_server_meshpb_mesh_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *WatchAnswer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *WatchAnswer) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
 var File_server_meshpb_mesh_proto protoreflect.FileDescriptor
 
 const file_server_meshpb_mesh_proto_rawDesc = "" +
@@ -1448,13 +1554,21 @@ const file_server_meshpb_mesh_proto_rawDesc = "" +
 	"\x04json\x18\x03 \x01(\fR\x04json\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\"7\n" +
 	"\x05Alive\x12.\n" +
-	"\bposition\x18\x01 \x01(\v2\x12.meshd.v1.PositionR\bposition2\xac\x02\n" +
+	"\bposition\x18\x01 \x01(\v2\x12.meshd.v1.PositionR\bposition\"2\n" +
+	"\n" +
+	"WatchQuery\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05query\x18\x02 \x01(\fR\x05query\"5\n" +
+	"\vWatchAnswer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06answer\x18\x02 \x01(\fR\x06answer2\xe6\x02\n" +
 	"\x04Mesh\x125\n" +
 	"\x04Join\x12\x15.meshd.v1.JoinRequest\x1a\x16.meshd.v1.JoinResponse\x129\n" +
 	"\x04Sync\x12\x15.meshd.v1.SyncRequest\x1a\x16.meshd.v1.SyncResponse(\x010\x01\x125\n" +
 	"\x04Sign\x12\x15.meshd.v1.SignRequest\x1a\x16.meshd.v1.SignResponse\x12A\n" +
 	"\bRegister\x12\x19.meshd.v1.RegisterRequest\x1a\x1a.meshd.v1.RegisterResponse\x128\n" +
-	"\x05Leave\x12\x16.meshd.v1.LeaveRequest\x1a\x17.meshd.v1.LeaveResponseB&Z$github.com/meshd/meshd/server/meshpbb\x06proto3"
+	"\x05Leave\x12\x16.meshd.v1.LeaveRequest\x1a\x17.meshd.v1.LeaveResponse\x128\n" +
+	"\x05Watch\x12\x15.meshd.v1.WatchAnswer\x1a\x14.meshd.v1.WatchQuery(\x010\x01B&Z$github.com/meshd/meshd/server/meshpbb\x06proto3"
 
 var (
 	file_server_meshpb_mesh_proto_rawDescOnce sync.Once
@@ -1468,7 +1582,7 @@ func file_server_meshpb_mesh_proto_rawDescGZIP() []byte {
 	return file_server_meshpb_mesh_proto_rawDescData
 }
 
-var file_server_meshpb_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_server_meshpb_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_server_meshpb_mesh_proto_goTypes = []any{
 	(*Position)(nil),         // 0: meshd.v1.Position
 	(*JoinRequest)(nil),      // 1: meshd.v1.JoinRequest
@@ -1492,6 +1606,8 @@ var file_server_meshpb_mesh_proto_goTypes = []any{
 	(*Batch)(nil),            // 19: meshd.v1.Batch
 	(*Item)(nil),             // 20: meshd.v1.Item
 	(*Alive)(nil),            // 21: meshd.v1.Alive
+	(*WatchQuery)(nil),       // 22: meshd.v1.WatchQuery
+	(*WatchAnswer)(nil),      // 23: meshd.v1.WatchAnswer
 }
 var file_server_meshpb_mesh_proto_depIdxs = []int32{
 	5,  // 0: meshd.v1.RegisterRequest.registrations:type_name -> meshd.v1.Registration
@@ -1518,13 +1634,15 @@ var file_server_meshpb_mesh_proto_depIdxs = []int32{
 	3,  // 21: meshd.v1.Mesh.Sign:input_type -> meshd.v1.SignRequest
 	6,  // 22: meshd.v1.Mesh.Register:input_type -> meshd.v1.RegisterRequest
 	9,  // 23: meshd.v1.Mesh.Leave:input_type -> meshd.v1.LeaveRequest
-	2,  // 24: meshd.v1.Mesh.Join:output_type -> meshd.v1.JoinResponse
-	17, // 25: meshd.v1.Mesh.Sync:output_type -> meshd.v1.SyncResponse
-	4,  // 26: meshd.v1.Mesh.Sign:output_type -> meshd.v1.SignResponse
-	7,  // 27: meshd.v1.Mesh.Register:output_type -> meshd.v1.RegisterResponse
-	10, // 28: meshd.v1.Mesh.Leave:output_type -> meshd.v1.LeaveResponse
-	24, // [24:29] is the sub-list for method output_type
-	19, // [19:24] is the sub-list for method input_type
+	23, // 24: meshd.v1.Mesh.Watch:input_type -> meshd.v1.WatchAnswer
+	2,  // 25: meshd.v1.Mesh.Join:output_type -> meshd.v1.JoinResponse
+	17, // 26: meshd.v1.Mesh.Sync:output_type -> meshd.v1.SyncResponse
+	4,  // 27: meshd.v1.Mesh.Sign:output_type -> meshd.v1.SignResponse
+	7,  // 28: meshd.v1.Mesh.Register:output_type -> meshd.v1.RegisterResponse
+	10, // 29: meshd.v1.Mesh.Leave:output_type -> meshd.v1.LeaveResponse
+	22, // 30: meshd.v1.Mesh.Watch:output_type -> meshd.v1.WatchQuery
+	25, // [25:31] is the sub-list for method output_type
+	19, // [19:25] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -1552,7 +1670,7 @@ func file_server_meshpb_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_server_meshpb_mesh_proto_rawDesc), len(file_server_meshpb_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Mesh_Sign_FullMethodName     = "/meshd.v1.Mesh/Sign"
 	Mesh_Register_FullMethodName = "/meshd.v1.Mesh/Register"
 	Mesh_Leave_FullMethodName    = "/meshd.v1.Mesh/Leave"
+	Mesh_Watch_FullMethodName    = "/meshd.v1.Mesh/Watch"
 )
 
 // MeshClient is the client API for Mesh service.
@@ -51,6 +52,10 @@ type MeshClient interface {
 	Register(ctx context.Context, in *RegisterRequest, opts ...grpc.CallOption) (*RegisterResponse, error)
 	// Leave removes the node's instances and ends its lease.
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// Watch is an agent's second stream, beside Sync, to the same server: the
+	// server asks what the node's proxies see, the agent answers. Nothing travels
+	// on it while nobody watches, and what does never holds up a heartbeat.
+	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchAnswer, WatchQuery], error)
 }
 
 type meshClient struct {
@@ -114,6 +119,19 @@ func (c *meshClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *meshClient) Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchAnswer, WatchQuery], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Mesh_ServiceDesc.Streams[1], Mesh_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchAnswer, WatchQuery]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mesh_WatchClient = grpc.BidiStreamingClient[WatchAnswer, WatchQuery]
+
 // MeshServer is the server API for Mesh service.
 // All implementations must embed UnimplementedMeshServer
 // for forward compatibility.
@@ -135,6 +153,10 @@ type MeshServer interface {
 	Register(context.Context, *RegisterRequest) (*RegisterResponse, error)
 	// Leave removes the node's instances and ends its lease.
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// Watch is an agent's second stream, beside Sync, to the same server: the
+	// server asks what the node's proxies see, the agent answers. Nothing travels
+	// on it while nobody watches, and what does never holds up a heartbeat.
+	Watch(grpc.BidiStreamingServer[WatchAnswer, WatchQuery]) error
 	mustEmbedUnimplementedMeshServer()
 }
 
@@ -159,6 +181,9 @@ func (UnimplementedMeshServer) Register(context.Context, *RegisterRequest) (*Reg
 }
 func (UnimplementedMeshServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedMeshServer) Watch(grpc.BidiStreamingServer[WatchAnswer, WatchQuery]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedMeshServer) mustEmbedUnimplementedMeshServer() {}
 func (UnimplementedMeshServer) testEmbeddedByValue()              {}
@@ -260,6 +285,13 @@ func _Mesh_Leave_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(MeshServer).Watch(&grpc.GenericServerStream[WatchAnswer, WatchQuery]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mesh_WatchServer = grpc.BidiStreamingServer[WatchAnswer, WatchQuery]
+
 // Mesh_ServiceDesc is the grpc.ServiceDesc for Mesh service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -288,6 +320,12 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Sync",
 			Handler:       _Mesh_Sync_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Watch",
+			Handler:       _Mesh_Watch_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

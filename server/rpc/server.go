@@ -105,6 +105,7 @@ type Server struct {
 	feeds     *feeds
 	leases    *leases
 	fleet     *fleet
+	watchers  *watchers
 
 	stop     chan struct{} // closed when Run ends
 	stopOnce sync.Once
@@ -118,7 +119,7 @@ func New(config Config, st *state.State, authority Authority, log *slog.Logger) 
 	config = config.withDefaults()
 	s := &Server{
 		config: config, state: st, authority: authority, log: log,
-		limits: newLimits(config), fleet: newFleet(), stop: make(chan struct{}),
+		limits: newLimits(config), fleet: newFleet(), watchers: newWatchers(), stop: make(chan struct{}),
 	}
 	s.feeds = newFeeds(config.TrustDomain, st, authority, log)
 	s.leases = newLeases(config, st, log, func(node string) {
