@@ -384,7 +384,11 @@ func (p *planner) build(ctx context.Context) {
 	if _, told := h.view.Age(); told {
 		for _, one := range problems {
 			if !slices.Contains(p.logged, one) {
-				h.log.WarnContext(ctx, "left out of the plan", slog.String("where", one.Where), slog.String("what", one.What))
+				level := slog.LevelWarn
+				if one.Waiting {
+					level = slog.LevelInfo
+				}
+				h.log.Log(ctx, level, "left out of the plan", slog.String("where", one.Where), slog.String("what", one.What))
 			}
 		}
 		p.logged = problems

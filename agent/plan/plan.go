@@ -50,6 +50,9 @@ type Problem struct {
 	// Where is the name of the listener, cluster or policy.
 	Where string `json:"where"`
 	What  string `json:"what"`
+	// Waiting says that it passes by itself, as soon as a server answers: a
+	// definition is new.
+	Waiting bool `json:"waiting,omitempty"`
 }
 
 // Topics returns what the definitions need to know, sorted.
@@ -129,6 +132,11 @@ func (b *builder) problem(where, format string, args ...any) {
 	b.problems = append(b.problems, Problem{Where: where, What: fmt.Sprintf(format, args...)})
 }
 
+func (b *builder) waiting(where, format string, args ...any) {
+	b.problem(where, format, args...)
+	b.problems[len(b.problems)-1].Waiting = true
+}
+
 func (b *builder) identity(n catalog.Name) spiffe.ID {
 	return spiffe.Service(b.in.TrustDomain, n.Namespace, n.Name)
 }
@@ -155,7 +163,7 @@ func (b *builder) policy(ref catalog.Name) proxy.Policy {
 	p := proxy.Policy{Service: ref, Intentions: []intentions.Intention{}}
 	topic := view.Intentions(ref)
 	if !b.in.View.Has(topic) {
-		b.problem(where, "no server has told what may reach this service yet: everything is denied")
+		b.waiting(where, "no server has told what may reach this service yet: everything is denied")
 		return p
 	}
 	for key, data := range b.in.View.Items(topic) {
@@ -266,7 +274,7 @@ func (b *builder) cluster(source, destination catalog.Name, u catalog.Upstream) 
 	case isDenied:
 		c.Denied = reason(denied)
 	case !b.in.View.Has(topic):
-		b.problem(name, "no server has told about %s yet", destination)
+		b.waiting(name, "no server has told about %s yet", destination)
 	case !known:
 		b.problem(name, "there is no service %s: nobody has registered it", destination)
 	case !ok:

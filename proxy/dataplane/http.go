@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/proxy/balance"
 	"github.com/meshd/meshd/proxy/http1"
 	"github.com/meshd/meshd/proxy/l7"
@@ -202,6 +203,11 @@ func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 		failure, ok := errors.AsType[*l7.Error](err)
 		if !ok || failure.Reason != l7.ConnectFailed {
 			return head, err
+		}
+		if errors.Is(err, ca.ErrNoLeaf) { // ours: another endpoint would not help
+			a.release()
+			a.set(a.ex.Fail(&l7.Error{Reason: l7.NoLeaf, Err: err}))
+			continue
 		}
 		p := a.link.plane
 		p.log.LogAttrs(context.Background(), slog.LevelDebug, "endpoint could not be used",

@@ -212,6 +212,17 @@ func TestHTTPErrorsOfOurOwn(t *testing.T) {
 			t.Errorf("got %d %v", got.status, got.header)
 		}
 	})
+	t.Run("no certificate of the caller", func(t *testing.T) {
+		keys := m.a.keys
+		m.a.keys = nil
+		m.a.apply()
+		got := get(t, client(t), "GET", "http://"+m.upstream+"/", "")
+		if got.status != 503 || got.header.Get("mesh-error") != "no-leaf" || !strings.Contains(got.body, "meshctl check") {
+			t.Errorf("got %d %v %q", got.status, got.header, got.body)
+		}
+		m.a.keys = keys
+		m.a.apply()
+	})
 	t.Run("no instance", func(t *testing.T) {
 		m.a.plan.Clusters[0].Endpoints = nil
 		m.a.apply()

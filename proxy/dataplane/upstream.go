@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/proxy/l7"
 )
 
@@ -100,6 +101,9 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 		if errors.Is(err, errOverflow) {
 			p.health.overflow(route, "pending")
 			return nil, nil, ReasonOverload
+		}
+		if errors.Is(err, ca.ErrNoLeaf) {
+			return nil, nil, ReasonNoLeaf // ours: another endpoint would not help
 		}
 		reason = ReasonConnect
 		p.log.LogAttrs(ctx, slog.LevelDebug, "endpoint could not be used", slog.String("cluster", route.cluster.Name),

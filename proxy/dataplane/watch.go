@@ -298,7 +298,7 @@ func (e *edge) count(side direction, reason l7.Reason, v flow.Verdict) {
 		return
 	}
 	switch reason {
-	case l7.NoHealthyInstance, l7.ConnectFailed, l7.Overload, l7.Draining, l7.NoRoute:
+	case l7.NoHealthyInstance, l7.ConnectFailed, l7.NoLeaf, l7.Overload, l7.Draining, l7.NoRoute:
 		if side == outbound {
 			e.unsent.Add(1)
 		}

@@ -27,6 +27,7 @@ const (
 	EarlyResponse            // the response was complete before the request's body was: the rest is not wanted
 	Superseded               // this try lost: a retry or another try took its place
 	PolicyChanged            // the connection was cut because policy denies it now
+	NoLeaf                   // 503: this proxy has no certificate of the calling service
 	numReasons
 )
 
@@ -56,6 +57,7 @@ var reasons = [numReasons]reasonInfo{
 	EarlyResponse:     {"early-response", 0, ""},
 	Superseded:        {"superseded", 0, ""},
 	PolicyChanged:     {"policy-changed", 0, ""},
+	NoLeaf:            {"no-leaf", 503, "this host has no certificate of the calling service, which takes a second or two after its first registration; run: meshctl check"},
 }
 
 // String returns the reason's text, for example no-healthy-instance; empty for
