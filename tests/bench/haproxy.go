@@ -29,6 +29,7 @@ defaults
   timeout http-keep-alive 5m
   http-reuse always
   balance random(2)
+  default-server pool-purge-delay 1m
 frontend metrics
   bind fd@3
   http-request use-service prometheus-exporter if { path /metrics }

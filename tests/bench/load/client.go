@@ -263,17 +263,18 @@ func (c *client) read(ctx context.Context) (out reading, err error) {
 }
 
 // pace sends what is due, at a rate, as long as a connection is idle, and sets
-// the alarm for the next.
+// the alarm for the next; the last is the end of the window.
 func (c *client) pace() error {
 	if c.job.Rate == 0 {
 		return nil
 	}
 	for len(c.idle) > 0 {
 		due := c.schedule.at(c.begun)
-		if due >= c.end() {
+		last := due >= c.end()
+		if last && c.done {
 			return nil
 		}
-		if wait := due - c.now(); wait > 0 {
+		if wait := min(due, c.end()) - c.now(); wait > 0 || last {
 			return c.alarm.set(wait)
 		}
 		i := c.idle[0]
