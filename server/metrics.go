@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -15,15 +17,39 @@ import (
 )
 
 // metricsHandler returns what GET /v1/metrics answers with. The API has decided
-// by then that the caller may. watches tells how many watches are open.
-func (m *member) metricsHandler(agents fleet, own *leaf, watches func() int) (http.Handler, error) {
+// by then that the caller may.
+func (m *member) metricsHandler(own memberCollector, requests *requestMetrics) (http.Handler, error) {
 	registry := prometheus.NewRegistry()
-	err := errors.Join(registry.Register(memberCollector{m, agents, own, watches}), registry.Register(collectors.NewGoCollector()),
+	err := errors.Join(registry.Register(own), registry.Register(requests.count), registry.Register(requests.seconds),
+		registry.Register(collectors.NewGoCollector()),
 		registry.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})))
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}), nil
+}
+
+// requestMetrics count what the API answers.
+type requestMetrics struct {
+	count   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+}
+
+func newRequestMetrics() *requestMetrics {
+	return &requestMetrics{
+		count: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mesh_server_requests_total", Help: "Answered requests of the API, by route and status.",
+		}, []string{"method", "route", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "mesh_server_request_duration_seconds", Help: "How long requests of the API took, waits and watches included.",
+			Buckets: []float64{0.005, 0.025, 0.1, 0.5, 2.5, 10},
+		}, []string{"method", "route"}),
+	}
+}
+
+func (r *requestMetrics) observe(method, pattern string, status int, took time.Duration) {
+	r.count.WithLabelValues(method, pattern, strconv.Itoa(status)).Inc()
+	r.seconds.WithLabelValues(method, pattern).Observe(took.Seconds())
 }
 
 // memberCollector tells the state of a server at the moment of a scrape. It is

@@ -165,7 +165,8 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		return err
 	}
 	var handlers *api.API
-	metrics, err := m.metricsHandler(fleet{rpc: agents}, own, func() int { return handlers.Watches() })
+	requests := newRequestMetrics()
+	metrics, err := m.metricsHandler(memberCollector{m, fleet{rpc: agents}, own, func() int { return handlers.Watches() }}, requests)
 	if err != nil {
 		return err
 	}
@@ -173,6 +174,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents},
 		Snapshots: snapshots{engine: m.engine, authority: m.authority},
 		Metrics:   metrics,
+		Observe:   requests.observe,
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
 		Addresses: []string{address},

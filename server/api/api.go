@@ -57,8 +57,10 @@ type Config struct {
 	Authority ca.Authority
 	Fleet     Fleet
 	Snapshots Snapshots
-	// Metrics answers GET /v1/metrics, for callers that may.
-	Metrics http.Handler
+	// Observe is told of each answered request: its route's method and pattern (a
+	// path without one has the pattern "other"), the status, and how long it took,
+	// watches to their end. It is called by many goroutines; nil: nobody cares.
+	Observe func(method, pattern string, status int, took time.Duration)
 	Log     *slog.Logger
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
@@ -92,6 +94,9 @@ const (
 func New(cfg Config) *API {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, string, int, time.Duration) {}
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = defaultHeartbeat
@@ -194,21 +199,30 @@ func (a *API) Handler(local bool) http.Handler {
 	for pattern, allowed := range methods {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
-			writeError(w, newRequestID(), &client.Error{
+			a.refuse(w, &client.Error{
 				Code: client.CodeMethod, Message: fmt.Sprintf("%s is not for %s", req.Method, req.URL.Path), Next: "use " + strings.Join(allowed, " or "),
 			})
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
-		writeError(w, newRequestID(), &client.Error{
+		a.refuse(w, &client.Error{
 			Code: client.CodeNotFound, Message: fmt.Sprintf("no route %s %s", req.Method, req.URL.Path), Next: "see docs/reference/api.md",
 		})
 	})
 	return mux
 }
 
+// refuse answers what is no route.
+func (a *API) refuse(w http.ResponseWriter, e *client.Error) {
+	began := time.Now()
+	writeError(w, newRequestID(), e)
+	a.cfg.Observe("other", "other", statusOf(e.Code), time.Since(began))
+}
+
 func (a *API) serve(r route, local bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		began, status := time.Now(), http.StatusInternalServerError // if the handler panics
+		defer func() { a.cfg.Observe(r.method, r.pattern, status, time.Since(began)) }()
 		c := &call{Request: req, id: newRequestID(), out: w}
 		w.Header().Set("Mesh-Request-Id", c.id)
 		limit := int64(maxBody)
@@ -223,9 +237,11 @@ func (a *API) serve(r route, local bool) http.Handler {
 				a.cfg.Log.ErrorContext(req.Context(), "request failed", slog.String("request_id", c.id),
 					slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Any("error", err))
 			}
+			status = statusOf(e.Code)
 			writeError(w, c.id, e)
 			return
 		}
+		status = http.StatusOK
 		if r.verb == acl.Write || r.pattern == "/v1/apply" || r.pattern == "/v1/intentions/undo" {
 			a.cfg.Log.InfoContext(req.Context(), "changed", slog.String("request_id", c.id), slog.String("who", c.who.String()),
 				slog.String("method", req.Method), slog.String("path", req.URL.Path))
