@@ -57,6 +57,8 @@ type Config struct {
 	Authority ca.Authority
 	Fleet     Fleet
 	Snapshots Snapshots
+	// Metrics answers GET /v1/metrics, for callers that may.
+	Metrics http.Handler
 	// Observe is told of each answered request: its route's method and pattern (a
 	// path without one has the pattern "other"), the status, and how long it took,
 	// watches to their end. It is called by many goroutines; nil: nobody cares.
