@@ -171,7 +171,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		return err
 	}
 	handlers = api.New(api.Config{
-		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents},
+		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents}, Ask: agents.Ask,
 		Snapshots: snapshots{engine: m.engine, authority: m.authority},
 		Metrics:   metrics,
 		Observe:   requests.observe,

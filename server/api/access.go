@@ -195,17 +195,23 @@ func (a *API) explain(c *call) (any, error) {
 	}
 	fact(client.FactFail, "%s%s", e.Access.Text, changed.text)
 	e.Verdict = "DENIED by policy"
+	e.Next = append(e.Next, a.next(s, q, e.Access, changed)...)
+	return e, nil
+}
+
+// next says what would let a denied request through.
+func (a *API) next(s *state.Snapshot, q question, access client.Access, changed blamed) []string {
+	var next []string
 	if changed.undo > 0 {
-		e.Next = append(e.Next, fmt.Sprintf("meshctl intention undo %d", changed.undo))
+		next = append(next, fmt.Sprintf("meshctl intention undo %d", changed.undo))
 	}
-	if e.Access.Reason == string(intentions.ReasonNotHTTP) {
-		e.Next = append(e.Next, fmt.Sprintf("declare the port of %s as protocol http, which its rules need", q.destination.Short()))
-		return e, nil
+	if access.Reason == string(intentions.ReasonNotHTTP) {
+		return append(next, fmt.Sprintf("declare the port of %s as protocol http, which its rules need", q.destination.Short()))
 	}
 	if _, ok := state.Services.Get(s, q.destination); ok {
-		e.Next = append(e.Next, a.allowCommand(q, e.Access))
+		next = append(next, a.allowCommand(q, access))
 	}
-	return e, nil
+	return next
 }
 
 func (a *API) sourceFact(s *state.Snapshot, e *client.Explanation, q question, fact func(mark, format string, args ...any)) {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/proxy/flow"
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
@@ -57,6 +58,9 @@ type Config struct {
 	Authority ca.Authority
 	Fleet     Fleet
 	Snapshots Snapshots
+	// Ask puts a question to the hosts that it concerns, and hands emit their
+	// answers: one, if the question has an end.
+	Ask func(ctx context.Context, q flow.Query, emit func(flow.Answer) error) error
 	// Metrics answers GET /v1/metrics, for callers that may.
 	Metrics http.Handler
 	// Observe is told of each answered request: its route's method and pattern (a
@@ -156,6 +160,7 @@ func (a *API) routes() []route {
 	}
 	rs = append(rs, a.drainRoutes()...)
 	rs = append(rs, a.historyRoutes()...)
+	rs = append(rs, a.flowRoutes()...)
 	for _, k := range a.kinds {
 		remove := a.delete(k)
 		if k.kind() == client.KindSet {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/meshd/meshd/ca/builtin"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/flow"
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/api"
 	"github.com/meshd/meshd/server/client"
@@ -34,6 +36,15 @@ type standInFleet struct {
 	proxies []client.ProxyStatus
 	callers []catalog.Name
 	held    []string
+	ask     atomic.Pointer[func(context.Context, flow.Query, func(flow.Answer) error) error]
+}
+
+// Ask answers as a test says; until it says anything, with nothing.
+func (f *standInFleet) Ask(ctx context.Context, q flow.Query, emit func(flow.Answer) error) error {
+	if ask := f.ask.Load(); ask != nil {
+		return (*ask)(ctx, q, emit)
+	}
+	return emit(flow.Answer{Caught: true})
 }
 
 func (f *standInFleet) Rollout(pos catalog.Position, services []catalog.Name) (client.Rollout, <-chan struct{}) {
@@ -107,7 +118,7 @@ func newWorld(t *testing.T) *world {
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
 	w.token = secret
 	w.api = api.New(api.Config{
-		State: st, Authority: authority, Fleet: w.fleet, Snapshots: engineSnapshots{engine}, Log: log,
+		State: st, Authority: authority, Fleet: w.fleet, Ask: w.fleet.Ask, Snapshots: engineSnapshots{engine}, Log: log,
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "stand_in 1\n") }),
 		Info:    client.Status{Server: "s1", TrustDomain: trustDomain}, Addresses: []string{"127.0.0.1:7400"}, Heartbeat: 20 * time.Millisecond,
 	})

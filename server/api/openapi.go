@@ -13,6 +13,7 @@ import (
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/flow"
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
@@ -70,6 +71,11 @@ func operations() map[string]operation {
 			{"callers_of", "NAMESPACE/SERVICE whose callers are meant; may be repeated", object{"type": "array", "items": text}},
 			{"wait", "how long, such as 30s; at most 60s", text},
 		}},
+		"GET /v1/tap":          {summary: "Requests and TCP sessions, as they end", media: "text/event-stream", query: flowParameters("src", "dst", "status", "method", "path", "denied", "failed", "both")},
+		"GET /v1/denials":      {summary: "What the proxies did not carry, the newest first", answer: flow.Answer{}, query: flowParameters("src", "dst", "status", "method", "path", "failed", "since", "limit")},
+		"GET /v1/top":          {summary: "What the proxies count between services, sampled", media: "text/event-stream", query: flowParameters("src", "dst", "interval")},
+		"GET /v1/explain/{id}": {summary: "Explain a denial or error by its mesh-error-id", answer: client.Explanation{}, errors: []client.Code{client.CodeNotFound}},
+
 		"POST /v1/held-nodes/release": {summary: "Let nodes be declared out of touch that are held back", answer: client.Released{}},
 		"POST /v1/apply":              {summary: "Write resources, all or none", body: client.ApplyRequest{}, answer: client.Result{}, errors: denied},
 		"POST /v1/intentions/check":   {summary: "Decide a request as a proxy would", body: req{}, answer: client.Access{}, query: []parameter{stale}},
@@ -93,6 +99,28 @@ func operations() map[string]operation {
 		"PUT /v1/instances/{namespace}/{service}/{node}/{id}/drain":    with(drained, "Let an instance take no new work", client.DrainRequest{}),
 		"DELETE /v1/instances/{namespace}/{service}/{node}/{id}/drain": with(drained, "Take back an instance's drain", nil),
 	}
+}
+
+// flowParameters describes those parameters of a flow.Query that are named.
+func flowParameters(names ...string) []parameter {
+	all := map[string]parameter{
+		"src":      {"src", "the source: SERVICE, NAMESPACE/SERVICE, NAMESPACE/* or a SPIFFE ID", text},
+		"dst":      {"dst", "the destination, likewise", text},
+		"status":   {"status", "403, or 4xx for its class", text},
+		"method":   {"method", "of HTTP", text},
+		"path":     {"path", "how the path begins", text},
+		"denied":   {"denied", "only what was denied, or refused on the mesh port", boolean},
+		"failed":   {"failed", "with what is denied also what a proxy failed by itself", boolean},
+		"both":     {"both", "what both proxies saw of a request, not the destination's side alone", boolean},
+		"since":    {"since", "nothing older, RFC 3339", object{"type": "string", "format": "date-time"}},
+		"limit":    {"limit", "at most so many", object{"type": "integer", "minimum": 1, "maximum": flow.MaxLimit}},
+		"interval": {"interval", "between samples, such as 2s; 0.5 s to 1 min", text},
+	}
+	out := make([]parameter, 0, len(names))
+	for _, name := range names {
+		out = append(out, all[name])
+	}
+	return out
 }
 
 // specOf is what a user writes of a kind.

@@ -117,14 +117,11 @@ func (f *following[K, V]) touched(s *state.Snapshot, changes []state.Change) []K
 // watch sends the state and then what changes, as server-sent events, until the
 // caller leaves, may no longer see it, or the server stops.
 func (a *API) watch(c *call, s *state.Snapshot, f follower) (any, error) {
-	select {
-	case a.watches <- struct{}{}:
-		defer func() { <-a.watches }()
-	default:
-		return nil, &client.Error{
-			Code: client.CodeUnavailable, Message: fmt.Sprintf("this server has %d watches already", maxWatches), Next: "end some, or list instead",
-		}
+	leave, err := a.takeWatch()
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	e := newEvents(c.out)
 	defer e.release()
 	e.state(s, f)
@@ -148,12 +145,24 @@ func (a *API) watch(c *call, s *state.Snapshot, f follower) (any, error) {
 		}
 		if err := c.allowed(); err != nil {
 			e.buffer.Reset()
-			e.event("error", toError(err))
+			e.event(client.EventError, toError(err))
 			_ = e.flush() // it ends either way
 			return written{}, nil
 		}
 	}
 	return written{}, nil
+}
+
+// takeWatch takes a place among the watches, which leave gives back.
+func (a *API) takeWatch() (leave func(), err error) {
+	select {
+	case a.watches <- struct{}{}:
+		return func() { <-a.watches }, nil
+	default:
+		return nil, &client.Error{
+			Code: client.CodeUnavailable, Message: fmt.Sprintf("this server has %d watches already", maxWatches), Next: "end some, or list instead",
+		}
+	}
 }
 
 // events writes server-sent events (WHATWG HTML, section 9.2).

@@ -1,4 +1,11 @@
 package client
 
+import (
+	"io"
+	"iter"
+)
+
 // ReadEvents is the reader of server-sent events.
-var ReadEvents = readEvents
+func ReadEvents(r io.Reader, alive func()) iter.Seq2[Event, error] {
+	return readStream(r, alive, decodeEvent)
+}

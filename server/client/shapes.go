@@ -7,6 +7,7 @@ import (
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/flow"
 )
 
 // A Kind names a sort of resource, in the singular, as manifests do.
@@ -115,6 +116,8 @@ const (
 	// EventPosition says that all up to Position has been sent. It follows the
 	// state that a reset began, and each batch of changes.
 	EventPosition = "position"
+	// EventError is the end: its data is an Error.
+	EventError = "error"
 )
 
 // Event is one line of a watch.
@@ -296,12 +299,15 @@ type Fact struct {
 type Explanation struct {
 	Position catalog.Position `json:"position"`
 	// Verdict is "ALLOWED", "DENIED by policy", "DEPENDS on the request" or
-	// "ALLOWED, but it cannot be served now".
+	// "ALLOWED, but it cannot be served now". Of an id it is what became of that
+	// request: "DENIED by policy", "REFUSED on the mesh port: …" or "FAILED: …".
 	Verdict string   `json:"verdict"`
 	Access  Access   `json:"access"`
 	Works   bool     `json:"works"`
 	Facts   []Fact   `json:"facts"`
 	Next    []string `json:"next,omitempty"`
+	// Records are those of the id that was asked about, the newest first.
+	Records []flow.Record `json:"records,omitempty"`
 }
 
 // JoinTokenRequest asks for a one-time token that admits one node.

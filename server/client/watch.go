@@ -42,7 +42,7 @@ func (c *Client) Watch(ctx context.Context, kind Kind, sel Selection) iter.Seq2[
 			return
 		}
 		defer resp.Body.Close() //nolint:errcheck // whoever stops reading needs no more
-		for event, err := range readEvents(resp.Body, func() { alarm.Reset(watchSilence) }) {
+		for event, err := range readStream(resp.Body, func() { alarm.Reset(watchSilence) }, decodeEvent) {
 			if err != nil && CodeOf(err) == "" && !errors.Is(err, errEvent) {
 				err = &Error{Code: CodeUnreachable, cause: err, Message: "the watch broke: " + rootText(err), Next: "watch again"}
 			}
@@ -53,11 +53,11 @@ func (c *Client) Watch(ctx context.Context, kind Kind, sel Selection) iter.Seq2[
 	}
 }
 
-// readEvents reads server-sent events, and calls alive at every line. The last
+// readStream reads server-sent events, and calls alive at every line. The last
 // thing it yields is an error: io.ErrUnexpectedEOF when the stream just ends, as
 // a watch has no end of its own.
-func readEvents(r io.Reader, alive func()) iter.Seq2[Event, error] {
-	return func(yield func(Event, error) bool) {
+func readStream[T any](r io.Reader, alive func(), decode func(name, data string) (T, bool, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, maxEvent)
 		name, data := "", ""
@@ -67,7 +67,7 @@ func readEvents(r io.Reader, alive func()) iter.Seq2[Event, error] {
 			value = strings.TrimPrefix(value, " ")
 			switch {
 			case lines.Text() == "" && data != "":
-				event, known, err := decodeEvent(name, data)
+				event, known, err := decode(name, data)
 				if name, data = "", ""; !known {
 					continue // of a newer server
 				}
@@ -84,7 +84,8 @@ func readEvents(r io.Reader, alive func()) iter.Seq2[Event, error] {
 		if err == nil {
 			err = io.ErrUnexpectedEOF
 		}
-		yield(Event{}, err)
+		var none T
+		yield(none, err)
 	}
 }
 
@@ -99,7 +100,7 @@ func decodeEvent(name, data string) (e Event, known bool, err error) {
 		e.Position = at.Position
 	case EventPut, EventDelete:
 		err = json.Unmarshal([]byte(data), &e.Item)
-	case "error":
+	case EventError:
 		var refusal Error
 		if err = json.Unmarshal([]byte(data), &refusal); err == nil {
 			return e, true, &refusal

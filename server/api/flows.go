@@ -1,0 +1,201 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/flow"
+	"github.com/meshd/meshd/server/acl"
+	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/state"
+)
+
+// defaultDenials is how many denials are listed unless the caller says otherwise.
+const defaultDenials = 100
+
+// flowRoutes show what happens in the mesh: who sees single requests needs the
+// verb tap for the destination, or for all services.
+func (a *API) flowRoutes() []route {
+	return []route{
+		{http.MethodGet, "/v1/tap", acl.Tap, acl.Service, tapped, a.tap, 0},
+		{http.MethodGet, "/v1/denials", acl.Tap, acl.Service, tapped, a.denials, 0},
+		{http.MethodGet, "/v1/explain/{id}", acl.Tap, acl.Service, nil, a.explainID, 0},
+		{http.MethodGet, "/v1/top", acl.Read, acl.Proxy, nil, a.top, 0},
+	}
+}
+
+// tapped is the destination that a query is about; if it names none, all are meant.
+func tapped(req *http.Request) (namespace, name string) {
+	n, err := flow.ParseServices(req.URL.Query().Get("dst"))
+	if err != nil {
+		return "", "" // the handler says so, to those who may see all
+	}
+	if n.Name == "*" {
+		n.Name = ""
+	}
+	return n.Namespace, n.Name
+}
+
+// flowQuery reads what is asked for.
+func flowQuery(c *call, want flow.Want) (flow.Query, error) {
+	q, err := flow.ParseQuery(want, c.URL.Query())
+	if err != nil {
+		return q, &client.Error{Code: client.CodeInvalid, Message: err.Error(), Next: "see docs/reference/api.md"}
+	}
+	return q, nil
+}
+
+func (a *API) tap(c *call) (any, error) { return a.streamAnswers(c, flow.Records) }
+
+func (a *API) top(c *call) (any, error) { return a.streamAnswers(c, flow.Edges) }
+
+// streamAnswers sends the hosts' answers as server-sent events, until the caller
+// leaves, may no longer see them, or the server stops. A caller who does not read
+// is cut in the end; until then he costs nobody anything but a queue.
+func (a *API) streamAnswers(c *call, want flow.Want) (any, error) {
+	q, err := flowQuery(c, want)
+	if err != nil {
+		return nil, err
+	}
+	leave, err := a.takeWatch()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ctx, cancel := context.WithCancel(c.Context())
+	pieces, ended := make(chan flow.Answer), make(chan error, 1)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		ended <- a.cfg.Ask(ctx, q, func(piece flow.Answer) error {
+			select {
+			case pieces <- piece:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	a.sendAnswers(c, pieces, ended)
+	cancel()
+	asking.Wait()
+	return written{}, nil
+}
+
+// sendAnswers sends pieces until there are no more, or nobody who wants them.
+func (a *API) sendAnswers(c *call, pieces <-chan flow.Answer, ended <-chan error) {
+	e := newEvents(c.out)
+	defer e.release()
+	e.buffer.WriteString(": welcome\n\n") // so that the caller knows that it may
+	heartbeat := time.NewTicker(a.cfg.Heartbeat)
+	defer heartbeat.Stop()
+	for e.flush() == nil {
+		select {
+		case piece := <-pieces:
+			e.event(client.EventAnswer, piece)
+		case <-heartbeat.C:
+			e.buffer.WriteString(": alive\n\n")
+		case err := <-ended:
+			if err == nil {
+				err = errors.New("the answers ended")
+			}
+			e.event(client.EventError, &client.Error{Code: client.CodeUnavailable, Message: err.Error(), Next: "try again in a moment"})
+			_ = e.flush() // it ends either way
+			return
+		case <-c.Context().Done():
+			return
+		case <-a.ending:
+			return
+		}
+		if err := c.allowed(); err != nil {
+			e.buffer.Reset()
+			e.event(client.EventError, toError(err))
+			_ = e.flush() // it ends either way
+			return
+		}
+	}
+}
+
+// collect waits for the answers to a query that has an end.
+func (a *API) collect(c *call, q flow.Query) (flow.Answer, error) {
+	all := flow.Answer{Records: []flow.Record{}}
+	err := a.cfg.Ask(c.Context(), q, func(piece flow.Answer) error {
+		all = piece
+		return nil
+	})
+	if err != nil {
+		return all, &client.Error{Code: client.CodeUnavailable, Message: err.Error(), Next: "try again in a moment"}
+	}
+	if all.Records == nil {
+		all.Records = []flow.Record{}
+	}
+	return all, nil
+}
+
+func (a *API) denials(c *call) (any, error) {
+	q, err := flowQuery(c, flow.Denials)
+	if err != nil {
+		return nil, err
+	}
+	if q.Limit == 0 {
+		q.Limit = defaultDenials
+	}
+	return a.collect(c, q)
+}
+
+// explainID explains what a proxy did not carry, by the id that it told its client.
+// The record says what was so then, and the newest intentions what is so now.
+func (a *API) explainID(c *call) (any, error) {
+	q := flow.Query{Want: flow.Find, ID: c.PathValue("id")}
+	if err := q.Validate(); err != nil {
+		return nil, badField("id", "%v", err)
+	}
+	found, err := a.collect(c, q)
+	if err != nil {
+		return nil, err
+	}
+	if len(found.Records) == 0 {
+		return nil, client.UnknownID(q.ID, found)
+	}
+	s, err := a.fresh(c)
+	if err != nil {
+		return nil, err
+	}
+	r := found.Records[0]
+	e := client.Recount(r, a.cfg.Info.TrustDomain, a.cfg.Now())
+	e.Records = found.Records // by chance there may be two of an id
+	e.Position = s.Position()
+	if r.Verdict == flow.Denied {
+		a.explainNow(s, r, &e)
+	}
+	return e, nil
+}
+
+// explainNow adds to a denial what would become of the same request now.
+func (a *API) explainNow(s *state.Snapshot, r flow.Record, e *client.Explanation) {
+	if r.Source.Kind != spiffe.KindService || r.Destination.Kind != spiffe.KindService || len(r.Path) >= flow.MaxPath {
+		return
+	}
+	q := question{source: r.Source, destination: catalog.Name{Namespace: r.Destination.Namespace, Name: r.Destination.Name}}
+	q.request = intentions.Request{Source: r.Source, Destination: q.destination, Port: r.Port, Now: a.cfg.Now()}
+	if r.Kind == flow.HTTP {
+		q.request.HTTP = &intentions.HTTPRequest{Method: r.Method, Path: r.Path, Headers: headers(nil)}
+		q.text = r.Method + " " + r.Path
+	}
+	access := a.decide(s, &q)
+	changed := a.blame(s, q, access)
+	e.Access, e.Next = access, nil
+	fact := client.Fact{Mark: client.FactFail, Text: "now: " + access.Text + changed.text}
+	if access.Allowed {
+		fact.Mark = client.FactOK
+		fact.Text += ": it has been allowed since, or by other headers; try again"
+	} else {
+		e.Next = a.next(s, q, access, changed)
+	}
+	e.Facts = append(e.Facts, fact)
+}
