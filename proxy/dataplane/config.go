@@ -21,7 +21,7 @@ type Config struct {
 
 // Limits bound what peers and applications can make the proxy hold. Zero fields take the defaults.
 type Limits struct {
-	// Connections is how many may be open per listener; 8,000. One more is reset at once.
+	// Connections is how many may be open per listener; 10,000. One more is reset at once.
 	Connections int
 	// Handshakes is how many may compute at a time; 512. Those that wait for their peer do not count.
 	Handshakes int
@@ -38,7 +38,7 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	l.Connections = cmp.Or(l.Connections, 8000)
+	l.Connections = cmp.Or(l.Connections, 10_000)
 	l.Handshakes = cmp.Or(l.Handshakes, 512)
 	l.HandshakeTimeout = cmp.Or(l.HandshakeTimeout, 5*time.Second)
 	l.ConnectTimeout = cmp.Or(l.ConnectTimeout, time.Second)

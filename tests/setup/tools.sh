@@ -11,7 +11,8 @@ set -euo pipefail
 
 # One row per program: set, command, package. A command is looked up, not its
 # package: a copy from elsewhere is as good as Debian's. (pydoc3 stands for a
-# whole Python: the command python3 may be python3-minimal's, without a library.)
+# whole Python: the command python3 may be python3-minimal's, without a library.
+# python3:NAME is a module of Debian's Python.)
 table='
 test  curl     curl
 test  nginx    nginx-light
@@ -26,28 +27,41 @@ test  openssl  openssl
 test  ps       procps
 test  unshare  util-linux
 test  promtool prometheus
+test  wrk      wrk
+test  initdb   postgresql
+test  psql     postgresql-client
+test  redis-server       redis-server
+test  redis-cli          redis-tools
+test  python3:websockets python3-websockets
 bench nginx    nginx-light
 bench haproxy  haproxy
 bench pip3     python3-pip
 gen   protoc   protobuf-compiler
 '
 
-# nginx, haproxy and ip live in sbin, which a user's PATH often leaves out.
+# nginx, haproxy and ip live in sbin, which a user's PATH often leaves out; initdb
+# lives in no PATH at all.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+has() {
+	case $1 in
+	initdb) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null ;;
+	python3:*) /usr/bin/python3 -c "import ${1#python3:}" >/dev/null 2>&1 ;;
+	*) command -v "$1" >/dev/null 2>&1 ;;
+	esac
+}
 
 # missing SET prints "command package" for each absent program of a set.
 missing() {
 	local set command package
 	while read -r set command package; do
-		if [[ $set == "$1" ]] && ! command -v "$command" >/dev/null 2>&1; then
+		if [[ $set == "$1" ]] && ! has "$command"; then
 			printf '%s %s\n' "$command" "$package"
 		fi
 	done <<<"$table"
 }
 
 # install PACKAGE... installs without a question and starts no service:
-# distributions start nginx, haproxy and prometheus on installation, on every
-# address.
+# distributions start servers on installation, some on every address.
 install() {
 	local policy=/usr/sbin/policy-rc.d
 	if [[ ! -e $policy ]]; then
@@ -139,6 +153,8 @@ main() {
 		nginx-light) services+=(nginx) ;;
 		haproxy) services+=(haproxy) ;;
 		prometheus) services+=(prometheus prometheus-node-exporter) ;;
+		postgresql) services+=(postgresql) ;;
+		redis-server) services+=(redis-server) ;;
 		esac
 	done
 	# Names of packages hold no spaces: the split is meant.
