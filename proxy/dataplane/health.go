@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"strings"
 	"syscall"
 	"time"
@@ -14,20 +13,15 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/proxy/balance"
+	"github.com/meshd/meshd/proxy/record"
 )
 
 // maxEjected bounds the ejected endpoints that get series of their own. Those beyond it are counted in one that is "other".
 const maxEjected = 100
 
-// meshConn is a connection to another proxy: TLS over what NetConn returns.
-type meshConn interface {
-	net.Conn
-	NetConn() net.Conn
-}
-
 // dialEndpoint connects to an endpoint for a request or session that was given to it, and takes note of what that tells about
 // the endpoint.
-func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint) (meshConn, error) {
+func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint) (*record.Conn, error) {
 	// A cluster that the plan lost has no limit any more: its last requests end.
 	if b := p.current().budgets[balance.Key{Generation: e.key.Generation, Cluster: e.key.Cluster}]; b.load != nil {
 		if !take(&b.pending, b.limits.Pending) {

@@ -17,8 +17,6 @@ import (
 const (
 	// expiryGrace is how long a TCP session may outlive the certificates that began it while it is never idle.
 	expiryGrace = time.Hour
-	// bufferIdle is how long a TCP session keeps its large buffers after its last byte.
-	bufferIdle = 2 * time.Second
 )
 
 // link is one live connection with an application or another proxy: a TCP session with both its sides, or the client's side of
@@ -48,7 +46,7 @@ type link struct {
 	drained bool
 	cluster string // outbound: of the route that was taken last; empty if it was refused
 	sides   [2]net.Conn
-	pumps   [2]*pump
+	spliced bool // its bytes are carried by pumps
 	http    *l7.Conn
 	// exchange is the one that runs; its head may be read while mu is held.
 	exchange *l7.Exchange
@@ -204,15 +202,10 @@ func (l *link) reviewHTTP(now time.Time) Reason {
 // reviewTCP ends a session that is idle for too long, or that is idle at all once a certificate of it ran out.
 func (l *link) reviewTCP(now time.Time) Reason {
 	idle := now.Sub(time.Unix(0, l.active.Load()))
-	if l.pumps[0] != nil && idle > bufferIdle {
-		for _, p := range l.pumps {
-			p.shrink()
-		}
-	}
 	switch {
 	case l.peer.expired(now) && (idle >= sweepInterval || l.peer.expired(now.Add(-expiryGrace))):
 		return ReasonExpired
-	case l.pumps[0] != nil && idle > l.plane.limits.IdleTimeout:
+	case l.spliced && idle > l.plane.limits.IdleTimeout:
 		return ReasonIdle
 	default:
 		return ""

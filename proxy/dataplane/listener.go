@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/proxy"
+	"github.com/meshd/meshd/proxy/sock"
 )
 
 // acceptPause is how long accepting rests after an error such as "too many open files".
@@ -154,16 +155,19 @@ func (p *Plane) accept(ctx context.Context, l *listener) {
 		}
 		p.tasks.Go(func() {
 			defer l.open.Add(-1)
-			tc, isTCP := nc.(*net.TCPConn)
-			if isTCP {
+			s, ok := nc.(sock.Stream)
+			if !ok { // Validate has TCP and unix sockets only
+				reset(nc)
+				return
+			}
+			if tc, ok := nc.(*net.TCPConn); ok {
 				// The error is that of a connection which is gone already.
 				_ = tc.SetKeepAliveConfig(keepAlive())
 			}
-			switch {
-			case l.kind != proxy.ListenMesh:
-				p.serveUpstream(ctx, nc, l.name)
-			case isTCP: // Validate has no other
-				p.serveMesh(ctx, tc)
+			if l.kind == proxy.ListenMesh {
+				p.serveMesh(ctx, sock.New(s))
+			} else {
+				p.serveUpstream(ctx, sock.New(s), l.name)
 			}
 		})
 	}

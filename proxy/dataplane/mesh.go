@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/meshd/meshd/ca"
@@ -13,23 +12,27 @@ import (
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/proxy/l7"
+	"github.com/meshd/meshd/proxy/record"
 	"github.com/meshd/meshd/proxy/sock"
 )
 
 // serveMesh serves one connection from another proxy. The order is the point: identity, table, policy.
-func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
+func (p *Plane) serveMesh(ctx context.Context, nc *sock.Conn) {
 	accepted := time.Now()
-	conn, id, begun, err := p.handshake(ctx, nc)
+	conn, cs, begun, err := p.handshake(ctx, nc)
+	var id spiffe.ID
+	if err == nil {
+		id, err = ca.PeerID(cs)
+	}
 	if err != nil {
 		reason := handshakeReason(err)
 		p.metrics.handshakes.WithLabelValues(string(reason)).Inc()
 		p.log.LogAttrs(ctx, slog.LevelDebug, "handshake failed", slog.String("peer", nc.RemoteAddr().String()),
 			slog.String("reason", string(reason)), slog.Any("error", err))
-		p.handshakeFailed(nc.RemoteAddr(), time.Since(accepted), reason, err, conn.ConnectionState().ServerName)
+		p.handshakeFailed(nc.RemoteAddr(), time.Since(accepted), reason, err, cs.ServerName)
 		_ = nc.Close()
 		return
 	}
-	cs := conn.ConnectionState()
 	l := p.newLink(inbound)
 	l.name, l.source = cs.ServerName, id
 	var own *ca.Leaf
@@ -60,25 +63,22 @@ func (p *Plane) serveMesh(ctx context.Context, nc *net.TCPConn) {
 		reset(conn)
 		return
 	}
-	if !l.hold(1, app) {
-		reset(app)
+	server := sock.New(app)
+	if !l.hold(1, server) {
+		reset(server)
 	}
-	p.splice(l, conn, app)
+	p.splice(l, conn, server)
 }
 
 // handshake proves who the peer is. It returns the snapshot that was in force when it began, too.
-func (p *Plane) handshake(ctx context.Context, nc *net.TCPConn) (*tls.Conn, spiffe.ID, *snapshot, error) {
+func (p *Plane) handshake(ctx context.Context, nc *sock.Conn) (*record.Conn, tls.ConnectionState, *snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
 	defer cancel()
 	s := p.current()
-	turn := &turnstile{Conn: sock.New(nc), slots: p.handshakes}
-	defer turn.end()
-	conn := tls.Server(turn, p.serverTLS)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return conn, spiffe.ID{}, nil, err
-	}
-	id, err := ca.PeerID(conn.ConnectionState())
-	return conn, id, s, err
+	turn := &turnstile{Conn: nc, slots: p.handshakes}
+	conn, cs, err := record.Server(ctx, turn, p.serverTLS)
+	turn.end()
+	return conn, cs, s, err
 }
 
 // admit decides about a connection that is in the table. It decides again while plans change under it.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/proxy/record"
 	"github.com/meshd/meshd/proxy/sock"
 )
 
@@ -133,7 +134,7 @@ func (s *dialedSet) review(now time.Time, snap *snapshot, bundleChanged bool, ve
 }
 
 // dialMesh connects to an endpoint: TLS, in which the peer proves that it is the endpoint's service.
-func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*tls.Conn, error) {
+func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*record.Conn, error) {
 	before := p.current()
 	tc, err := p.dialTCP(ctx, e.address)
 	if err != nil {
@@ -142,12 +143,11 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*tls.Conn, error) {
 	d := &dialedConn{Conn: sock.New(tc), set: &p.dialed}
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
 	defer cancel()
-	conn := tls.Client(d, e.tls)
-	if err := conn.HandshakeContext(ctx); err != nil {
+	conn, cs, err := record.Client(ctx, d, e.tls)
+	if err != nil {
 		reset(d)
 		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.tls.ServerName, err)
 	}
-	cs := conn.ConnectionState()
 	if cs.NegotiatedProtocol != e.alpn {
 		reset(d)
 		return nil, fmt.Errorf("connect to %s (%s): the proxy there speaks %q, want %q", e.address, e.tls.ServerName, cs.NegotiatedProtocol, e.alpn)

@@ -4,101 +4,79 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshd/meshd/proxy/sock"
 )
 
-const (
-	// smallBuffer is what each direction of an idle TCP session keeps; largeBuffer is lent to one that moves bulk.
-	smallBuffer = 512
-	largeBuffer = 32 << 10
-)
+// pumpBuffer is what a direction of a TCP session borrows while bytes are there: four records, and the type of the last.
+const pumpBuffer = 64<<10 + 1
 
-// largeBuffers lends buffers to the directions that are busy.
-var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }} //nolint:gochecknoglobals // memory, not state
+var pumpBuffers = sync.Pool{New: func() any { return new([pumpBuffer]byte) }} //nolint:gochecknoglobals // memory, not state
 
-// pump carries one direction of a TCP session.
-type pump struct {
-	link     *link
-	src, dst net.Conn
-	bytes    prometheus.Counter
-	// large says that a large buffer is held; woken that the read deadline was moved to the past to get it back.
-	large, woken atomic.Bool
-	moved        int64 // bytes that were read
-	small        [smallBuffer]byte
+// stream is either side of a TCP session, plain or over TLS.
+type stream interface {
+	net.Conn
+	ReadLent(l sock.Lender) (int, error)
+	CloseWrite() error
 }
 
-// halfCloser is what both plain and TLS connections can do.
-type halfCloser interface{ CloseWrite() error }
+// pump carries one direction of a TCP session. While there is nothing to carry it holds no buffer.
+type pump struct {
+	link     *link
+	src, dst stream
+	bytes    prometheus.Counter
+	moved    int64 // bytes that were read
+	buf      *[pumpBuffer]byte
+}
 
-var errNoHalfClose = errors.New("the connection can't be half-closed")
+// Lend implements sock.Lender.
+func (p *pump) Lend() []byte {
+	p.buf, _ = pumpBuffers.Get().(*[pumpBuffer]byte)
+	return p.buf[:]
+}
+
+// Return implements sock.Lender.
+func (p *pump) Return() {
+	pumpBuffers.Put(p.buf)
+	p.buf = nil
+}
 
 // run copies until src ends, passes the end on, and returns nil; or returns why it could not.
 func (p *pump) run() error {
-	buf := p.small[:]
-	var lent *[largeBuffer]byte
-	giveBack := func() {
-		if lent != nil {
-			largeBuffers.Put(lent)
-			lent, buf = nil, p.small[:]
-			p.large.Store(false)
-		}
-	}
-	defer giveBack()
 	for {
-		n, err := p.src.Read(buf)
+		n, err := p.src.ReadLent(p)
 		if n > 0 {
 			p.link.touch(time.Now())
 			p.bytes.Add(float64(n))
 			p.moved += int64(n)
-			if _, err := p.dst.Write(buf[:n]); err != nil {
-				return err
+			_, failed := p.dst.Write(p.buf[:n])
+			p.Return()
+			if failed != nil {
+				return failed
 			}
 		}
 		switch {
 		case err == nil:
 		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
-			half, ok := p.dst.(halfCloser)
-			if !ok {
-				return errNoHalfClose
-			}
-			return half.CloseWrite()
-		case errors.Is(err, os.ErrDeadlineExceeded) && p.woken.Load():
-			giveBack()
-			p.woken.Store(false)
-			if err := p.src.SetReadDeadline(time.Time{}); err != nil {
-				return err
-			}
-			continue
+			return p.dst.CloseWrite()
 		default:
 			return err
 		}
-		if n == len(buf) && lent == nil {
-			lent, _ = largeBuffers.Get().(*[largeBuffer]byte)
-			buf = lent[:]
-			p.large.Store(true)
-		}
-	}
-}
-
-// shrink makes a pump that waits for bytes give its large buffer back.
-func (p *pump) shrink() {
-	if p != nil && p.large.Load() && !p.woken.Swap(true) {
-		_ = p.src.SetReadDeadline(time.Unix(1, 0)) // the error is that of a closed connection
 	}
 }
 
 // splice carries a TCP session between client and server until both directions ended, each in its own time. If one breaks, both
 // sides are reset: neither may take what it has for the whole.
-func (p *Plane) splice(l *link, client, server net.Conn) {
+func (p *Plane) splice(l *link, client, server stream) {
 	up := &pump{link: l, src: client, dst: server, bytes: l.edge.bytesSent}
 	down := &pump{link: l, src: server, dst: client, bytes: l.edge.bytesReceived}
 	l.mu.Lock()
-	l.pumps = [2]*pump{up, down}
+	l.spliced = true
 	l.mu.Unlock()
 	l.touch(time.Now())
 	p.sessionOpened(l)

@@ -20,7 +20,7 @@ func (t *turnstile) Read(b []byte) (int, error) {
 		return t.Conn.Read(b)
 	}
 	t.release()
-	n, err := t.TCPConn.Read(b)
+	n, err := t.Conn.Read(b)
 	if err == nil {
 		t.slots <- struct{}{} // whoever holds one computes, for less than a millisecond
 		t.held = true

@@ -9,13 +9,14 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/proxy/l7"
+	"github.com/meshd/meshd/proxy/sock"
 )
 
 // errNoEndpoint is that nothing is left to connect to.
 var errNoEndpoint = errors.New("no instance is left to try")
 
 // serveUpstream serves one connection of a local application.
-func (p *Plane) serveUpstream(ctx context.Context, nc net.Conn, name string) {
+func (p *Plane) serveUpstream(ctx context.Context, nc *sock.Conn, name string) {
 	l := p.newLink(outbound)
 	l.listener = name
 	l.hold(0, nc)
@@ -69,7 +70,7 @@ func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
 
 // connect opens the far side of a TCP session, and tries further endpoints as long as none took it: nothing was sent yet. done
 // must be called when the session is over.
-func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (server net.Conn, done func(), reason Reason) {
+func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (server stream, done func(), reason Reason) {
 	budget := route.budget
 	if !take(&budget.sessions, budget.limits.Connections) {
 		p.health.overflow(route, "connections")

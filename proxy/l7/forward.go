@@ -315,8 +315,8 @@ func (f *forward) interpret() error {
 		f.pumping = true
 		go f.pump()
 	case framing == http1.UntilClose && !f.up.link.plain:
-		// crypto/tls takes the end of TCP for the end of the stream, so that
-		// anybody on the way could cut such a body unseen.
+		// No proxy of the mesh frames a body so, and some implementations of
+		// TLS take the end of TCP for the end of the stream.
 		return &http1.Error{Status: 502, Reason: "a body without length or chunks over TLS"}
 	case p.Status >= 200:
 		f.final = true

@@ -2,7 +2,6 @@ package l7
 
 import (
 	"errors"
-	"io"
 	"net"
 	"os"
 	"sync/atomic"
@@ -37,7 +36,10 @@ type link struct {
 	tcp net.Conn        // nc, or what is under its TLS; nil if unknown
 	raw syscall.RawConn // of tcp
 	// plain says that bytes of nc are bytes of raw: no TLS between.
-	plain bool
+	plain   bool
+	lends   lendReader // nc, or nil if it can't
+	gathers gatherer   // nc, or nil if it can't
+	holds   holder     // nc, or nil if it keeps nothing
 
 	readArmed  int64 // when the read deadline fires; 0 is never
 	writeArmed int64
@@ -45,20 +47,35 @@ type link struct {
 	interrupted atomic.Bool
 	closed      atomic.Bool
 
-	try  func(fd uintptr) bool // reads into buf; made once, so that reading does not allocate
 	n    int
 	err  error
-	peek func(fd uintptr) bool
+	peek func(fd uintptr) bool // made once, so that peeking does not allocate
 }
 
+// What a connection may be able to do beyond net.Conn; those of packages sock and record are.
+type (
+	lendReader interface {
+		ReadLent(l sock.Lender) (int, error)
+	}
+	gatherer interface {
+		WriteAll(a, b, c []byte) (int64, error)
+	}
+	holder interface{ Buffered() bool }
+)
+
 func (l *link) init(nc net.Conn) {
-	if tc, ok := nc.(*net.TCPConn); ok {
-		nc = sock.New(tc)
+	if s, ok := nc.(sock.Stream); ok {
+		if _, ok := nc.(*sock.Conn); !ok {
+			nc = sock.New(s)
+		}
 	}
 	*l = link{nc: nc, tcp: nc, plain: true}
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		l.tcp, l.plain = under.NetConn(), false
 	}
+	l.lends, _ = nc.(lendReader)
+	l.gathers, _ = nc.(gatherer)
+	l.holds, _ = nc.(holder)
 	if sc, ok := l.tcp.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			l.raw = raw
@@ -155,12 +172,16 @@ func (l *link) write(p []byte, idle time.Duration) (int, error) {
 	return l.nc.Write(p)
 }
 
-// writev writes all of v in one call where the connection can.
-func (l *link) writev(v *net.Buffers, idle time.Duration) (int64, error) {
+// writeAll writes parts one behind the other, in one call where the connection can. Without gathers it uses vec up.
+func (l *link) writeAll(parts *[3][]byte, vec *net.Buffers, idle time.Duration) (int64, error) {
 	if err := l.armWrite(idle); err != nil {
 		return 0, err
 	}
-	return v.WriteTo(l.nc)
+	if l.gathers != nil {
+		return l.gathers.WriteAll(parts[0], parts[1], parts[2])
+	}
+	*vec = parts[:]
+	return vec.WriteTo(l.nc)
 }
 
 func (l *link) armWrite(idle time.Duration) error {
@@ -220,7 +241,7 @@ func (l *link) closeWrite() error {
 // nothing to read. Anything else (end of stream, reset, bytes that nobody
 // asked for, a connection that cannot be asked) makes it unfit for reuse.
 func (l *link) quiet() bool {
-	if l.raw == nil || !l.clearDeadline() {
+	if l.raw == nil || l.holds != nil && l.holds.Buffered() || !l.clearDeadline() {
 		return false
 	}
 	if err := l.raw.Read(l.peek); err != nil {
@@ -251,43 +272,27 @@ func (l *link) clearDeadline() bool {
 	return l.nc.SetReadDeadline(time.Time{}) == nil && !l.interrupted.Load()
 }
 
-// await blocks until the first bytes of a request are there and reads them. On
-// a plain connection it holds a buffer only while it reads; get is called for
-// it and put if there was nothing to read. On TLS the first bytes go to small.
-func (l *link) await(by int64, get func() []byte, put func(), small []byte) (n int, inSmall bool, err error) {
-	if l.raw == nil || !l.plain {
-		n, err := l.read(small, by, nil)
-		return n, true, err
-	}
-	if l.try == nil {
-		l.try = func(fd uintptr) bool {
-			l.n, l.err = sock.Read(fd, get())
-			if errors.Is(l.err, syscall.EAGAIN) {
-				put()
-				return false
-			}
-			return true
-		}
-	}
+// await is read into what from lends. It is asked when bytes are there, so that
+// nothing is held while the connection waits for a request.
+func (l *link) await(by int64, from sock.Lender) (int, error) {
 	for {
 		if err := l.armRead(by, false); err != nil {
-			return 0, false, err
+			return 0, err
 		}
-		l.n, l.err = 0, nil
-		err := l.raw.Read(l.try)
-		switch {
-		case err != nil:
+		var n int
+		var err error
+		if l.lends != nil {
+			n, err = l.lends.ReadLent(from)
+		} else if n, err = l.nc.Read(from.Lend()); n == 0 {
+			from.Return()
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if err != nil {
 			if err := l.again(err, by, nil); err != nil {
-				return 0, false, err
+				return 0, err
 			}
-		case l.err != nil:
-			put()
-			return 0, false, os.NewSyscallError("read", l.err)
-		case l.n == 0:
-			put()
-			return 0, false, io.EOF
-		default:
-			return l.n, false, nil
 		}
 	}
 }

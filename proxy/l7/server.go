@@ -49,14 +49,11 @@ func orDefault(d, fallback time.Duration) time.Duration {
 
 // Conn is one client's connection over HTTP/1.
 type Conn struct {
-	link  link
-	srv   *Server
-	info  ConnInfo
-	xfcc  []byte
-	small [64]byte // the first bytes of a request that comes over TLS
-	job   *job     // nil while idle
-	get   func() []byte
-	put   func()
+	link link
+	srv  *Server
+	info ConnInfo
+	xfcc []byte
+	job  *job // nil while idle
 
 	mu       sync.Mutex
 	idle     bool
@@ -72,13 +69,20 @@ func (s *Server) NewConn(nc net.Conn, info ConnInfo) *Conn {
 	if info.ForwardedClientCert != "" {
 		c.xfcc = []byte(info.ForwardedClientCert)
 	}
-	c.get = func() []byte {
-		c.job = s.getJob(c)
-		return c.job.src.buf.b
-	}
-	c.put = c.putJob
 	return c
 }
+
+// lender gives a connection its job when the first bytes of a request are there.
+type lender Conn
+
+// Lend implements sock.Lender.
+func (l *lender) Lend() []byte {
+	l.job = l.srv.getJob((*Conn)(l))
+	return l.job.src.buf.b
+}
+
+// Return implements sock.Lender.
+func (l *lender) Return() { (*Conn)(l).putJob() }
 
 // Serve serves requests, one after the other, until the connection ends, Drain
 // or Abort were called, or ctx is done, which aborts. It blocks, and closes the
@@ -166,16 +170,13 @@ func (c *Conn) await() error {
 	if c.srv.cfg.IdleTimeout > 0 {
 		by = instant() + int64(c.srv.cfg.IdleTimeout)
 	}
-	n, inSmall, err := c.link.await(by, c.get, c.put, c.small[:])
+	n, err := c.link.await(by, (*lender)(c))
 	c.setIdle(false)
 	if err != nil {
 		if errors.Is(err, errInterrupted) || errors.Is(err, os.ErrDeadlineExceeded) {
 			return io.EOF
 		}
 		return err
-	}
-	if inSmall {
-		copy(c.get(), c.small[:n])
 	}
 	c.job.src.buf.w = n
 	if c.link.interrupted.Load() {

@@ -71,7 +71,7 @@ func (b *bodyWriter) send(head, view []byte, last bool, trailers http1.Fields) e
 		return b.write(view)
 	}
 	const endRoom = 2 + 5
-	if len(head)+len(view)+endRoom <= bufferSize {
+	if b.link.gathers == nil && len(head)+len(view)+endRoom <= bufferSize {
 		return b.sendCopied(head, view, last, trailers)
 	}
 	tail := b.tail[:0]
@@ -81,34 +81,14 @@ func (b *bodyWriter) send(head, view []byte, last bool, trailers http1.Fields) e
 	if b.chunked && last {
 		tail = http1.AppendLastChunk(tail, trailers)
 	}
-	if !b.link.plain {
-		return b.sendRecords(head, view, tail)
-	}
 	b.parts = [3][]byte{head, view, tail}
-	b.vec = b.parts[:]
-	n, err := b.link.writev(&b.vec, b.idle)
+	n, err := b.link.writeAll(&b.parts, &b.vec, b.idle)
 	b.parts, b.vec = [3][]byte{}, nil
 	b.drop()
 	return b.wrote(n, err)
 }
 
-// sendRecords writes to TLS, which knows no vectors: a full first record with
-// the head, then the rest.
-func (b *bodyWriter) sendRecords(head, view, tail []byte) error {
-	n := min(len(view), max(0, bufferSize-len(head)))
-	err := b.write(append(head, view[:n]...))
-	b.drop()
-	if err == nil {
-		err = b.write(view[n:])
-	}
-	if err == nil {
-		err = b.write(tail)
-	}
-	return err
-}
-
-// sendCopied makes one write, and under TLS one record, of a part that fits
-// into the buffer behind head.
+// sendCopied makes one write of a part that fits into the buffer behind head.
 func (b *bodyWriter) sendCopied(head, view []byte, last bool, trailers http1.Fields) error {
 	head = append(head, view...)
 	if b.chunked && len(view) > 0 {

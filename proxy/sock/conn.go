@@ -1,4 +1,4 @@
-// Package sock reads and writes TCP connections with less of the runtime in
+// Package sock reads and writes stream sockets with less of the runtime in
 // between than package net: a system call on a socket that cannot block is
 // made without telling the scheduler. proxy/DESIGN.md has what that saves.
 package sock
@@ -10,14 +10,35 @@ import (
 	"syscall"
 )
 
-// Conn is a TCP connection whose Read and Write are cheaper; everything else
+// Stream is what package net makes of a stream socket: *net.TCPConn and
+// *net.UnixConn.
+type Stream interface {
+	net.Conn
+	syscall.Conn
+	CloseRead() error
+	CloseWrite() error
+}
+
+// Conn is a stream socket whose Read and Write are cheaper; everything else
 // is that of the embedded one. One goroutine at a time may read, and one write.
 // Make it with [New].
 type Conn struct {
-	*net.TCPConn
+	Stream
 	raw syscall.RawConn
 	in  half
 	out half
+
+	lender Lender // of the read that runs
+	lent   func(fd uintptr) bool
+	once   func(fd uintptr) bool
+}
+
+// Lender gives memory for one read, once there is something to read.
+type Lender interface {
+	// Lend returns memory to read into.
+	Lend() []byte
+	// Return takes back what Lend gave: nothing was read into it.
+	Return()
 }
 
 // half is one direction's system call, and what it is to do. The function is
@@ -29,17 +50,27 @@ type half struct {
 	err  error
 }
 
-// New returns tc as a Conn, which owns it. It does no I/O.
-func New(tc *net.TCPConn) *Conn {
-	c := &Conn{TCPConn: tc}
-	raw, err := tc.SyscallConn()
+// New returns s as a Conn, which owns it. It does no I/O.
+func New(s Stream) *Conn {
+	c := &Conn{Stream: s}
+	raw, err := s.SyscallConn()
 	if err != nil || !direct {
-		return c // Read and Write are those of tc
+		return c // Read and Write are those of s
 	}
 	c.raw = raw
 	c.in.try = func(fd uintptr) bool {
 		c.in.n, c.in.err = Read(fd, c.in.view)
 		return c.in.err != syscall.EAGAIN //nolint:errorlint // an errno as the kernel returns it
+	}
+	c.lent = func(fd uintptr) bool {
+		if c.in.n, c.in.err = Read(fd, c.lender.Lend()); c.in.n == 0 {
+			c.lender.Return()
+		}
+		return c.in.err != syscall.EAGAIN //nolint:errorlint // an errno as the kernel returns it
+	}
+	c.once = func(fd uintptr) bool {
+		c.out.writeAll(fd)
+		return true
 	}
 	c.out.try = func(fd uintptr) bool { return c.out.writeAll(fd) }
 	return c
@@ -48,11 +79,33 @@ func New(tc *net.TCPConn) *Conn {
 // Read reads what is there, and blocks until something is.
 func (c *Conn) Read(p []byte) (int, error) {
 	if c.raw == nil || len(p) == 0 {
-		return c.TCPConn.Read(p)
+		return c.Stream.Read(p)
 	}
-	c.in.view, c.in.n, c.in.err = p, 0, nil
-	err := c.raw.Read(c.in.try)
+	c.in.view = p
+	n, err := c.read(c.in.try)
 	c.in.view = nil
+	return n, err
+}
+
+// ReadLent is Read into what l lends: l is asked when there may be something to read, so that a connection that waits keeps no
+// memory for it. Where n is 0, all was returned.
+func (c *Conn) ReadLent(l Lender) (int, error) {
+	if c.raw == nil {
+		n, err := c.Stream.Read(l.Lend())
+		if n == 0 {
+			l.Return()
+		}
+		return n, err
+	}
+	c.lender = l
+	n, err := c.read(c.lent)
+	c.lender = nil
+	return n, err
+}
+
+func (c *Conn) read(try func(fd uintptr) bool) (int, error) {
+	c.in.n, c.in.err = 0, nil
+	err := c.raw.Read(try)
 	switch {
 	case err != nil: // a deadline, or closed
 		return 0, err
@@ -67,10 +120,24 @@ func (c *Conn) Read(p []byte) (int, error) {
 // Write writes all of p, or returns how much of it and why no more.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.raw == nil || len(p) == 0 {
-		return c.TCPConn.Write(p)
+		return c.Stream.Write(p)
 	}
 	c.out.view, c.out.n, c.out.err = p, 0, nil
 	err := c.raw.Write(c.out.try)
+	c.out.view = nil
+	if err == nil && c.out.err != nil {
+		err = c.failure("write", c.out.err)
+	}
+	return c.out.n, err
+}
+
+// TryWrite writes what fits at once. It returns how much that was, and an error only if the connection is broken or closed.
+func (c *Conn) TryWrite(p []byte) (int, error) {
+	if c.raw == nil {
+		return c.Stream.Write(p)
+	}
+	c.out.view, c.out.n, c.out.err = p, 0, nil
+	err := c.raw.Write(c.once)
 	c.out.view = nil
 	if err == nil && c.out.err != nil {
 		err = c.failure("write", c.out.err)
@@ -94,9 +161,17 @@ func (h *half) writeAll(fd uintptr) bool {
 	return true
 }
 
+// SetLinger is that of TCP. Other sockets have no reset: for them it does nothing.
+func (c *Conn) SetLinger(sec int) error {
+	if l, ok := c.Stream.(interface{ SetLinger(sec int) error }); ok {
+		return l.SetLinger(sec)
+	}
+	return nil
+}
+
 // failure looks like package net's.
 func (c *Conn) failure(op string, err error) error {
 	return &net.OpError{
-		Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError(op, err),
+		Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError(op, err),
 	}
 }

@@ -15,14 +15,15 @@ const direct = true
 //
 // syscall.Read would announce a call that may block: the scheduler then gives
 // the thread's work to others once the call takes 20 µs, and a thread that was
-// merely descheduled comes back to find itself without.
+// merely descheduled comes back to find itself without. And recv and send spare
+// the way through the files.
 func Read(fd uintptr, p []byte) (int, error) {
-	return call(syscall.SYS_READ, fd, p, 0)
+	return call(syscall.SYS_RECVFROM, fd, p, 0)
 }
 
 // write writes to a socket that does not block what fits.
 func write(fd uintptr, p []byte) (int, error) {
-	return call(syscall.SYS_WRITE, fd, p, 0)
+	return call(syscall.SYS_SENDTO, fd, p, syscall.MSG_NOSIGNAL)
 }
 
 // Peek looks at the first byte that waits, without taking it. It returns
@@ -34,7 +35,6 @@ func Peek(fd uintptr) (int, error) {
 
 func call(number, fd uintptr, p []byte, flags uintptr) (int, error) {
 	for {
-		// read(2) and write(2) ignore what follows the length.
 		n, _, errno := syscall.RawSyscall6(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), flags, 0, 0) //nolint:gosec // the pointer lives for the call
 		switch errno {
 		case 0:
