@@ -56,6 +56,7 @@ type Server struct {
 	signs         []*meshpb.SignRequest
 	left          int
 	silent        bool
+	watch         *Watch
 }
 
 // NewServer returns a stand-in that holds nothing.
