@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -40,11 +41,16 @@ func realMain() int {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		var o options
-		if o, err = parse(args, os.Stderr); err == nil {
+		if o, err = parse(ctx, args, os.Stderr); err == nil {
 			err = run(ctx, o)
+		}
+		if err != nil && ctx.Err() != nil {
+			err = errors.New("interrupted") // whatever else failed, failed by that
 		}
 	}
 	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
 	case errors.Is(err, errUsage):
 		return 2
 	case err != nil:

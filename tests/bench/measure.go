@@ -105,6 +105,14 @@ func (f *field) client(ctx context.Context, job load.Job) (out load.Result, err 
 // same, and slow changes of the machine meet all.
 func (f *field) rounds(ctx context.Context, r *report) error {
 	trials := f.options.trials(f.setting)
+	if len(trials) == 0 {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "bench: %s, %d rounds, about %s\n", f.setting, f.options.rounds, f.estimate(trials).Round(time.Second))
+	before, err := f.usage()
+	if err != nil {
+		return err
+	}
 	for round := range f.options.rounds {
 		for _, t := range trials {
 			var lanes []lane
@@ -124,7 +132,27 @@ func (f *field) rounds(ctx context.Context, r *report) error {
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d is done\n", f.setting, round+1, f.options.rounds)
 	}
+	after, err := f.usage()
+	if err != nil {
+		return err
+	}
+	r.Others = append(r.Others, after.since(before, f.setting))
 	return nil
+}
+
+// estimate is how long the rounds take.
+func (f *field) estimate(trials []trial) time.Duration {
+	const start = 50 * time.Millisecond // of a client
+	var sum time.Duration
+	for _, t := range trials {
+		for _, l := range f.lanes {
+			if l.scenario == t.Scenario {
+				job := f.options.job(t, l)
+				sum += job.Warmup + job.Window + start
+			}
+		}
+	}
+	return sum * time.Duration(f.options.rounds)
 }
 
 // check waits until a contender serves, and proves that it does what all are

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -45,21 +46,24 @@ const (
 	steady     = "rate"
 )
 
+// list is a flag that chooses some of all.
 func list(into *[]string, fs *flag.FlagSet, name, usage string, all ...string) {
 	*into = all
 	fs.Func(name, usage+": "+strings.Join(all, ",")+" (default all)", func(s string) error {
-		*into = strings.Split(s, ",")
-		for _, v := range *into {
-			if !slices.Contains(all, v) {
+		*into = nil
+		for v := range strings.SplitSeq(s, ",") {
+			i := slices.IndexFunc(all, func(a string) bool { return strings.EqualFold(a, v) })
+			if i < 0 {
 				return fmt.Errorf("%q is none of %s", v, strings.Join(all, ", "))
 			}
+			*into = append(*into, all[i])
 		}
 		return nil
 	})
 }
 
 // parse reads the flags. An error wraps errUsage if it was told already.
-func parse(args []string, out io.Writer) (options, error) {
+func parse(ctx context.Context, args []string, out io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(out)
@@ -92,7 +96,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	if fs.NArg() > 0 || o.rounds < 1 || o.connections < 1 || o.rate < 1 || o.idleConns < 1 || min(o.window, o.paired, o.warmup+1, o.idleFor) <= 0 {
 		return o, errors.New("there are no arguments, and counts and lengths are positive; see -help")
 	}
-	return o, o.find()
+	return o, o.find(ctx)
 }
 
 // hurry sets what -quick means and was not said otherwise.
@@ -114,7 +118,7 @@ func (o *options) hurry(fs *flag.FlagSet) {
 }
 
 // find finds the programs, or notes who is absent.
-func (o *options) find() error {
+func (o *options) find(ctx context.Context) error {
 	var err error
 	for _, path := range []*string{&o.mesh, &o.versus} {
 		if *path == "" {
@@ -154,6 +158,9 @@ func (o *options) find() error {
 	}
 	if o.envoy, err = filepath.Abs(o.envoy); err != nil {
 		return err
+	}
+	if firstLine(ctx, o.envoy, "--version") == unknown {
+		leave(envoyName, fmt.Errorf("%s does not run here", o.envoy))
 	}
 	return nil
 }

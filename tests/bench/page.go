@@ -26,7 +26,12 @@ func notes() []string {
 
 func (r *report) head() []string {
 	out := append([]string{r.Machine}, r.Versions...)
-	return append(out, r.Absent...)
+	out = append(out, r.Absent...)
+	for _, o := range r.Others {
+		out = append(out, fmt.Sprintf("%s: meanwhile other processes took %.0f %% of the CPUs, and the hypervisor %.0f %%",
+			o.Setting, 100*o.Processes, 100*o.Stolen))
+	}
+	return out
 }
 
 // asText prints the report for a terminal.

@@ -30,12 +30,21 @@ type report struct {
 	Versions []string       `json:"versions"`
 	Absent   []string       `json:"absent,omitempty"`
 	Setup    string         `json:"setup"`
+	Others   []others       `json:"others,omitempty"`
 	Samples  []sample       `json:"samples"`
 	Plans    []memory       `json:"private_with_plan,omitempty"`
 	Idle     []memory       `json:"per_idle_connection,omitempty"`
 	Mallocs  []allocations  `json:"mallocs,omitempty"`
 	Configs  []config       `json:"configs"`
 	roles    map[key]string // "near + far"
+}
+
+// others is what was taken of the machine's CPUs by what does not belong to
+// the benchmark: shares of all there is.
+type others struct {
+	Setting   setting `json:"setting"`
+	Processes float64 `json:"processes"`
+	Stolen    float64 `json:"stolen"`
 }
 
 // key is one contender in one trial.
@@ -98,15 +107,18 @@ func newReport(ctx context.Context, o options) *report {
 	return r
 }
 
-// firstLine runs a program and returns the first line of what it prints.
+const unknown = "unknown"
+
+// firstLine runs a program and returns the first line of what it prints, or
+// unknown if it can't.
 func firstLine(ctx context.Context, name string, args ...string) string {
 	path, err := rig.Find(name)
 	if err != nil {
-		return "unknown"
+		return unknown
 	}
 	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
 	if err != nil {
-		return "unknown"
+		return unknown
 	}
 	line, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
 	return strings.TrimSpace(string(line))
