@@ -39,6 +39,7 @@ import (
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/proxy"
 	"github.com/meshd/meshd/proxy/feed"
 	"github.com/meshd/meshd/server/meshpb"
 )
@@ -100,6 +101,7 @@ type host struct {
 
 // planned is what came of the last plan, for status.
 type planned struct {
+	config    proxy.Config // the newest good plan; never modified
 	position  catalog.Position
 	problems  []plan.Problem
 	refused   string // why the newest plan was not passed on

@@ -104,6 +104,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener, allowed access) error
 	})
 	mux.HandleFunc("PUT /v1/agent/checks/{instance}/{check}", a.report)
 	mux.HandleFunc("POST /v1/agent/leave", a.leaveNow)
+	a.debugRoutes(mux)
 	a.watchRoutes(ctx, mux)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,

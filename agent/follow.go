@@ -394,6 +394,7 @@ func (p *planner) build(ctx context.Context) {
 		p.logged = problems
 	}
 	h.planned.position, h.planned.problems, h.planned.refused = config.Position, problems, refused
+	h.planned.config = p.config
 }
 
 // passKeys passes the certificates on if they changed.

@@ -63,6 +63,32 @@ type Config struct {
 	Listener net.Listener `json:"-"`
 }
 
+// settings is what a support bundle tells of server.hcl: these fields and no
+// others, so that a secret which is added to Config one day stays out by itself.
+type settings struct {
+	Version            string `json:"version"`
+	TrustDomain        string `json:"trust_domain"`
+	Name               string `json:"name"`
+	DataDir            string `json:"data_dir"`
+	ClusterKeyFile     string `json:"cluster_key_file,omitempty"`     // its path
+	BootstrapTokenFile string `json:"bootstrap_token_file,omitempty"` // its path
+	Bind               string `json:"bind,omitempty"`
+	Port               uint16 `json:"port"`
+	Advertise          string `json:"advertise,omitempty"`
+	AdminSocket        string `json:"admin_socket"`
+	Provider           string `json:"ca_provider,omitempty"`
+	LeafTTL            string `json:"ca_leaf_ttl"` // 0s: the default
+	NodeTTL            string `json:"ca_node_ttl"`
+}
+
+func (c Config) settings() settings {
+	return settings{
+		Version: c.Version, TrustDomain: c.TrustDomain, Name: c.Name, DataDir: c.DataDir, ClusterKeyFile: c.ClusterKeyFile,
+		BootstrapTokenFile: c.BootstrapTokenFile, Bind: c.Bind, Port: c.Port, Advertise: c.Advertise, AdminSocket: c.AdminSocket,
+		Provider: c.CA.Provider, LeafTTL: c.CA.LeafTTL.Std().String(), NodeTTL: c.CA.NodeTTL.Std().String(),
+	}
+}
+
 // CA is the block ca of server.hcl.
 type CA struct {
 	Provider string `json:"provider,omitempty"` // ProviderBuiltin

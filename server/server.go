@@ -175,6 +175,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		Snapshots: snapshots{engine: m.engine, authority: m.authority},
 		Metrics:   metrics,
 		Observe:   requests.observe,
+		Settings:  m.config.settings(),
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
 		Addresses: []string{address},

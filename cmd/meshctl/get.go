@@ -56,7 +56,6 @@ func (a *app) getCommand() *cobra.Command {
 			}
 			return nil
 		},
-		ValidArgs: collections(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] == "members" || args[0] == "member" {
 				if len(args) > 1 {

@@ -63,7 +63,7 @@ then a path: /exact, /prefix/*, or ~regular-expression.`,
 	f.StringVar(&ch.reason, "reason", "", "why, for those who come after you")
 	f.BoolVar(&ch.add, "add", false, "add the rules to those that are there: a deny before them, an allow after them")
 	f.BoolVar(&ch.replace, "replace", false, "replace what is there")
-	c.MarkFlagsMutuallyExclusive("add", "replace")
+	exclusive(c, "add", "replace")
 	ch.wait.flags(c)
 	return c
 }

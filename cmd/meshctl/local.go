@@ -89,16 +89,16 @@ func localRaw(ctx context.Context, socket, method, path string) ([]byte, error) 
 	return nil, fail(code, "the agent refuses: %s", refusal.Error)
 }
 
-// checkLocal looks at this host through its agent.
-func (a *app) checkLocal(ctx context.Context, socket string) error {
+// localReport looks at this host through its agent.
+func localReport(ctx context.Context, socket string) (report, error) {
+	var r report
 	st, err := localStatus(ctx, socket)
 	if err != nil {
-		return err
+		return r, err
 	}
-	var r report
 	if st.TrustDomain == "" {
 		r.add(client.FactFail, "node %s has not joined: %s → meshctl token join --node %s, on a server", st.Node, dash(st.JoinError), st.Node)
-		return a.showReport(r)
+		return r, nil
 	}
 	r.add(client.FactOK, "node %s of %s, mesh address %s", st.Node, st.TrustDomain, dash(st.Address))
 	r.servers(st)
@@ -113,7 +113,7 @@ func (a *app) checkLocal(ctx context.Context, socket string) error {
 	for _, f := range st.Findings {
 		r.add(client.FactWarn, "%s", f)
 	}
-	return a.showReport(r)
+	return r, nil
 }
 
 func (r *report) servers(st agent.Status) {

@@ -64,7 +64,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	root.AddCommand(
 		a.getCommand(), a.validateCommand(), a.diffCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
 		a.explainCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
-		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.drainCommand(), a.undrainCommand(), a.loginCommand(), a.contextCommand(), a.manCommand(), a.versionCommand(),
+		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.drainCommand(), a.undrainCommand(), a.loginCommand(), a.contextCommand(), a.debugCommand(), a.manCommand(), a.versionCommand(),
 	)
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {
 		c := a.shortGet(k)
@@ -73,6 +73,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 		}
 		root.AddCommand(c)
 	}
+	a.completions(root)
 	root.InitDefaultCompletionCmd()
 	return root
 }
@@ -121,6 +122,22 @@ func exactly(n int, names string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
 			return usage("%s takes %s, got %d; see %s --help", command(c), names, len(args), c.CommandPath())
+		}
+		return nil
+	}
+}
+
+// exclusive demands that at most one of the flags is given.
+func exclusive(c *cobra.Command, flags ...string) {
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
+		var given []string
+		for _, name := range flags {
+			if c.Flags().Changed(name) {
+				given = append(given, "--"+name)
+			}
+		}
+		if len(given) > 1 {
+			return usage("%s exclude each other; see %s --help", strings.Join(given, " and "), c.CommandPath())
 		}
 		return nil
 	}

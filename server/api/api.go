@@ -63,6 +63,8 @@ type Config struct {
 	Ask func(ctx context.Context, q flow.Query, emit func(flow.Answer) error) error
 	// Metrics answers GET /v1/metrics, for callers that may.
 	Metrics http.Handler
+	// Settings are what may be shown of the server's configuration: no secret.
+	Settings any
 	// Observe is told of each answered request: its route's method and pattern (a
 	// path without one has the pattern "other"), the status, and how long it took,
 	// watches to their end. It is called by many goroutines; nil: nobody cares.
@@ -148,6 +150,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
 		{http.MethodGet, "/v1/metrics", acl.Read, acl.Operator, nil, a.metrics, 0},
+		{http.MethodGet, "/v1/debug/{part}", acl.Read, acl.Operator, nil, a.debug, 0},
 		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, nil, a.prometheusTargets, 0},
 		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
 		{http.MethodPost, "/v1/held-nodes/release", acl.Write, acl.Operator, nil, a.releaseNodes, 0},

@@ -60,6 +60,7 @@ func operations() map[string]operation {
 		"GET /v1/ca/roots":     {summary: "The roots of every trust domain, DER in base64", answer: map[string][][]byte{}},
 		"GET /v1/status":       {summary: "The server that answers, and what it serves", answer: client.Status{}, query: []parameter{stale}},
 		"GET /v1/metrics":      {summary: "Metrics of this server, for Prometheus", media: "text/plain"},
+		"GET /v1/debug/{part}": {summary: "A part of a support bundle: config, goroutines or heap", media: "application/octet-stream", errors: []client.Code{client.CodeNotFound}},
 		"GET /v1/prometheus/sd": {
 			summary: "Where Prometheus finds the metrics of the hosts", answer: []client.TargetGroup{},
 			query: []parameter{{"port", "where the hosts serve metrics, if not at 7490", text}, stale},
