@@ -31,10 +31,10 @@ PKGS ?= ./...
 # Test packages that run real programs, one package at a time; those that build
 # network namespaces need root.
 ROOT_TESTS := tests/e2e tests/fault
-REAL_TESTS := tests/conformance
+REAL_TESTS := tests/conformance tests/bench
 # Lists the rest but tests/arch and tests/docs. Those have targets of their own:
 # they build programs, which go test's cache knows nothing of.
-UNIT = go list $(PKGS) | grep -v -E '/tests/(e2e|conformance|fault|arch|docs)(/|$$)'
+UNIT = go list $(PKGS) | grep -v -E '/tests/(e2e|conformance|fault|bench|arch|docs)(/|$$)'
 
 .PHONY: help
 help: ## list the targets

@@ -38,7 +38,7 @@ func realMain() int {
 	case len(args) == 2 && args[0] == hopCommand:
 		err = serveHop(args[1])
 	default:
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 		defer stop()
 		var o options
 		if o, err = parse(ctx, args, os.Stderr); err == nil {

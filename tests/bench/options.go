@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -130,6 +131,10 @@ func (o *options) find(ctx context.Context) error {
 		if _, err := os.Stat(*path); err != nil {
 			return fmt.Errorf("find mesh-proxy: %w; run: make build", err)
 		}
+	}
+	if runtime.NumCPU() < 2 && slices.Contains(o.settings, string(pinned)) {
+		o.settings = slices.DeleteFunc(slices.Clone(o.settings), func(s string) bool { return s == string(pinned) })
+		o.absent = append(o.absent, "pinned is missing: it takes two CPUs")
 	}
 	leave := func(name string, reason error) {
 		if !slices.Contains(o.peers, name) {

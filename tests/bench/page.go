@@ -87,6 +87,15 @@ func asPage(r *report, sections []section) []byte {
 	for _, note := range notes() {
 		fmt.Fprintf(&out, "- %s\n", note)
 	}
+	if len(r.Configs) > 0 {
+		fmt.Fprintf(&out, "\n## Configurations\n\nShortened; DIR/hosts and DIR/callers have %d lines. Envoy's, which does the same with\nits RBAC filter, forward_client_cert_details and LEAST_REQUEST, and without request\nids, headers of its own and route timeouts, is in `bin/bench.json` with all others.\n", rules)
+	}
+	for _, c := range r.Configs {
+		if c.short() == "" {
+			continue
+		}
+		fmt.Fprintf(&out, "\n### %s\n\n```text\n%s\n```\n", c.Name, c.short())
+	}
 	fmt.Fprint(&out, "\n## Measure yourself\n\n```sh\nmake bench                              # about half an hour\nmake bench BENCH=-quick                 # less than three minutes\nmake bench BENCH='-only two-hops -v'    # and print every configuration\nmake bench BENCH='-write docs/benchmarks.md'\n```\n\nEvery single measurement and every configuration is in `bin/bench.json`\nafterwards. `-mesh-proxy` and `-versus` compare two builds in one run; `-help`\nlists the rest.\n")
 	return out.Bytes()
 }
