@@ -17,8 +17,8 @@ func notes() []string {
 		"**Intervals** are order statistics of the rounds: of ten, the second smallest to the second largest, which covers the true median with 97.9 % whatever the distribution. With fewer than nine rounds it is the whole range.",
 		"**Saturation:** every connection asks again as soon as it is answered. **Constant rate:** requests are due at fixed times whatever became of those before, and a latency counts from when the request was due: one that stood in line behind a stall has waited (coordinated omission).",
 		"**Unpinned:** every process may use every CPU, and has as many threads as is its default. **Pinned:** the proxies have one CPU, client and backend the other.",
-		fmt.Sprintf("**The same work:** every contender is configured for %d clusters of %d endpoints, chooses the less loaded of two, reuses connections, enforces %d access rules (each a caller, for GET and HEAD, but not under /admin/), adds x-forwarded-client-cert, counts for Prometheus and is scraped once before; none writes an access log. The benchmark checks before it measures that the header arrives and that /admin/ is refused. Two hops prove both sides with P-256 certificates over TLS 1.3, %s. HAProxy %s: it has no access to the URI in a certificate, so it compares the subject's common name, which is the same text.",
-			clusters, endpoints, rules, cipherSuite, "knows callers by name"),
+		fmt.Sprintf("**The same work:** every contender is configured for %d clusters of %d endpoints, chooses the less loaded of two, reuses connections, enforces %d access rules (each a caller, for GET and HEAD, but not under /admin/), adds x-forwarded-client-cert, counts for Prometheus and is scraped once before; none writes an access log. The benchmark checks before it measures that the header arrives and that /admin/ is refused. Two hops prove both sides with P-256 certificates over TLS 1.3, %s. HAProxy can't look at the URI in a certificate, so it compares the subject's common name, which has the same text.",
+			clusters, endpoints, rules, cipherSuite),
 		"**One plain hop:** mesh-proxy has none. Whatever leaves it for the mesh is mutual TLS, and no plan says otherwise. What stands here as mesh-proxy is a program of the benchmark with the mesh's own HTTP engine, policy, balancer and counters around it, which does per request what the data plane does, without its table of live connections. Rules go by source address there for the others.",
 		"**Private memory** is Private_Clean and Private_Dirty of /proc/PID/smaps_rollup: what the machine would have more without the process. Pages that processes share are not in it.",
 	}
@@ -46,7 +46,11 @@ func asText(w io.Writer, r *report, sections []section) error {
 		if len(s.rows) == 0 {
 			continue
 		}
-		fmt.Fprintf(&out, "\n%s\n%s\n", s.title, strings.Join(s.columns, "\t"))
+		fmt.Fprintf(&out, "\n%s\n", s.title)
+		if s.intro != "" {
+			fmt.Fprintln(&out, s.intro)
+		}
+		fmt.Fprintln(&out, strings.Join(s.columns, "\t"))
 		for _, row := range s.rows {
 			fmt.Fprintln(&out, strings.Join(row, "\t"))
 		}

@@ -279,6 +279,9 @@ func estimate(e figure.Estimate, format string) string {
 func (r *report) measured(s setting, sc scenario) (section, bool) {
 	titles := map[scenario]string{plain: "One plain hop", mutual: "Two hops with mutual TLS between them", stream: "TCP over mutual TLS, two hops"}
 	out := section{title: titles[sc] + ", " + string(s)}
+	if sc == plain {
+		out.intro = "mesh-proxy has no plain hop: in its place stands a program made of its HTTP engine, policy, balancer and counters (see below)."
+	}
 	if sc == stream {
 		out.columns = []string{"proxy", "GB/s", "CPU s/GB", "near + far", "private MiB"}
 	} else {
