@@ -157,7 +157,7 @@ func (c *checker) file(t *testing.T, s docs.Snippet) {
 	if err := decode(s.File(), []byte(s.Text)); err != nil {
 		t.Errorf("%s: as %s: %v", s.Where(), s.Schema(), err)
 	}
-	if s.Name != "" && s.Schema() != docs.API && !strings.ContainsAny(s.Name, "*?") {
+	if s.Name != "" && s.Directive != docs.On && s.Schema() != docs.API && !strings.ContainsAny(s.Name, "*?") {
 		if err := c.open(t).WriteFile(s.Name, s.Text); err != nil {
 			t.Errorf("%s: %v", s.Where(), err)
 		}
@@ -206,7 +206,7 @@ func (c *checker) transcript(t *testing.T, s docs.Snippet) {
 	}
 	for _, step := range steps {
 		c.script(t, s.Where(), step.Command)
-		if s.Directive == docs.Parse {
+		if s.Directive == docs.Parse || s.Directive == docs.On {
 			continue
 		}
 		if err := session.Run(t.Context(), step); err != nil {

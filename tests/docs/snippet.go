@@ -32,14 +32,15 @@ type Snippet struct {
 	// comment line starts with; "" if neither names a file.
 	Name      string
 	Directive Directive
+	Host      string // with On
 	Text      string // ends with a newline unless empty
 }
 
 // Where is the snippet's place for a message.
 func (s Snippet) Where() string { return fmt.Sprintf("%s:%d", s.Page, s.Line) }
 
-// A Directive is an HTML comment of the form <!-- test: WORD --> and says how
-// the transcripts that follow it are run.
+// A Directive is an HTML comment of the form <!-- test: WORD -->, for On
+// <!-- test: on HOST -->, and says how the transcripts that follow it are run.
 type Directive string
 
 // The directives.
@@ -47,11 +48,12 @@ const (
 	Sandbox Directive = ""      // the default: run in a folder with the page's named files and nothing else
 	Dev     Directive = "dev"   // the rest of the page: the same, beside one `meshd dev`
 	Parse   Directive = "parse" // the next block: only check the commands; for what takes several machines
+	On      Directive = "on"    // the next block: the same here; tests/e2e runs it on a machine of that name
 )
 
 var (
 	fence     = regexp.MustCompile("^( *)(`{3,}|~{3,})[ \t]*([^`]*?)[ \t]*$")
-	directive = regexp.MustCompile(`^<!-- test: (\S+) -->$`)
+	directive = regexp.MustCompile(`^<!-- test: (\S+)(?: (\S+))? -->$`)
 	listItem  = regexp.MustCompile(`^ {0,3}([-*+]|[0-9]+[.)]) `)
 	fileName  = regexp.MustCompile(`^(?:#|//)\s*(\S+\.(?:hcl|yaml|json))(?:[\s:,;].*)?$`)
 )
@@ -69,7 +71,8 @@ func Snippets(page, src string) ([]Snippet, error) {
 		body     strings.Builder
 		dev      bool
 		next     Directive
-		list     bool // inside a list, where indented lines are text
+		host     string // of next
+		list     bool   // inside a list, where indented lines are text
 		blank    = true
 	)
 	number := 0
@@ -95,22 +98,22 @@ func Snippets(page, src string) ([]Snippet, error) {
 			if lang == "" {
 				return nil, fmt.Errorf("%s:%d: the fence has no info string that says what the block is", page, number)
 			}
-			open = &Snippet{Page: page, Line: number, Lang: lang, Name: strings.TrimSpace(name), Directive: next}
+			open = &Snippet{Page: page, Line: number, Lang: lang, Name: strings.TrimSpace(name), Directive: next, Host: host}
 			if next == Sandbox && dev {
 				open.Directive = Dev
 			}
-			indent, closing, next = f[1], f[2], Sandbox
+			indent, closing, next, host = f[1], f[2], Sandbox, ""
 			body.Reset()
 			continue
 		}
 		if d := directive.FindStringSubmatch(strings.TrimSpace(line)); d != nil {
-			switch Directive(d[1]) {
-			case Dev:
+			switch word := Directive(d[1]); {
+			case word == Dev && d[2] == "":
 				dev = true
-			case Parse:
-				next = Parse
+			case word == Parse && d[2] == "", word == On && d[2] != "":
+				next, host = word, d[2]
 			default:
-				return nil, fmt.Errorf("%s:%d: unknown directive %q: dev or parse", page, number, d[1])
+				return nil, fmt.Errorf("%s:%d: unknown directive %q: dev, parse or on HOST", page, number, strings.TrimSpace(d[1]+" "+d[2]))
 			}
 		}
 		indented := strings.HasPrefix(line, "    ") || strings.HasPrefix(line, "\t")

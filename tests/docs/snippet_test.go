@@ -29,6 +29,10 @@ func TestSnippetsOfPage(t *testing.T) {
 		"```console\n" +
 		"$ false\n" +
 		"```\n" +
+		"<!-- test: on vm-a -->\n" +
+		"```console\n" +
+		"$ reboot\n" +
+		"```\n" +
 		"<!-- test: dev -->\n" +
 		"```console\n" +
 		"$ true\n" +
@@ -44,8 +48,9 @@ func TestSnippetsOfPage(t *testing.T) {
 		{Page: "a.md", Line: 3, Lang: "hcl", Name: "server.hcl", Text: "# server.hcl: one per machine\ntrust_domain = \"a\"\n"},
 		{Page: "a.md", Line: 10, Lang: "yaml", Name: "services.d/web.yaml", Text: "a:\n  - ~~~\n"},
 		{Page: "a.md", Line: 16, Lang: "console", Directive: docs.Parse, Text: "$ false\n"},
-		{Page: "a.md", Line: 20, Lang: "console", Directive: docs.Dev, Text: "$ true\n"},
-		{Page: "a.md", Line: 23, Lang: "text", Directive: docs.Dev, Text: "```go\n"},
+		{Page: "a.md", Line: 20, Lang: "console", Directive: docs.On, Host: "vm-a", Text: "$ reboot\n"},
+		{Page: "a.md", Line: 24, Lang: "console", Directive: docs.Dev, Text: "$ true\n"},
+		{Page: "a.md", Line: 27, Lang: "text", Directive: docs.Dev, Text: "```go\n"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("snippets (-want +got):\n%s", diff)
@@ -60,7 +65,9 @@ func TestSnippetsRefuse(t *testing.T) {
 		"closed by shorter": {"````go\n```\n", "a.md:1: the fence is never closed"},
 		"indented":          {"text\n\n    code\n", "a.md:3: indented code: fence it and say what it is"},
 		"tab":               {"text\n\n\tcode\n", "a.md:3: indented code: fence it and say what it is"},
-		"directive":         {"<!-- test: skip -->\n", `a.md:1: unknown directive "skip": dev or parse`},
+		"directive":         {"<!-- test: skip -->\n", `a.md:1: unknown directive "skip": dev, parse or on HOST`},
+		"on nothing":        {"<!-- test: on -->\n", `a.md:1: unknown directive "on": dev, parse or on HOST`},
+		"parse something":   {"<!-- test: parse vm -->\n", `a.md:1: unknown directive "parse vm": dev, parse or on HOST`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
