@@ -28,10 +28,11 @@ SOAKTIME ?= 30m
 # What `make test-unit`, `make race` and `make lint` look at.
 PKGS ?= ./...
 
-# Test packages that run real programs, one package at a time; those that build
-# network namespaces need root.
+# Test packages that run real programs, one package at a time, in network
+# namespaces: they need root.
 ROOT_TESTS := tests/e2e tests/fault
-REAL_TESTS := tests/conformance tests/bench
+# What `make test` runs, in this order.
+SUITES := setup build vet test-arch test-unit test-conformance test-e2e test-docs
 # Lists the rest but tests/arch and tests/docs. Those have targets of their own:
 # they build programs, which go test's cache knows nothing of.
 UNIT = go list $(PKGS) | grep -v -E '/tests/(e2e|conformance|fault|bench|arch|docs)(/|$$)'
@@ -49,9 +50,16 @@ build: ## build the programs into bin/
 	go build $(BUILD) -o bin/ ./cmd/...
 
 .PHONY: test
-test: setup build vet test-arch test-unit test-e2e test-docs ## install what is missing, then pass every test
-	@if [[ $$(id -u) == 0 ]]; then echo 'test: everything passed'; \
-	else echo 'test: everything passed but what needs root, which was left out: $(wildcard $(ROOT_TESTS))'; fi
+test: ## install what is missing, then pass every test; says how long each suite took
+	@times=; trap 'printf "\n%s" "$$times"' EXIT; \
+	for suite in $(SUITES); do \
+		begun=$$SECONDS; status=0; \
+		$(MAKE) --no-print-directory "$$suite" || status=$$?; \
+		times+=$$(printf 'test: %-18s %2d min %2d s' "$$suite" $$(((SECONDS - begun) / 60)) $$(((SECONDS - begun) % 60)))$$'\n'; \
+		if ((status)); then times+="test: $$suite failed"$$'\n'; exit $$status; fi; \
+	done; \
+	if [[ $$(id -u) == 0 ]]; then times+=$$'test: everything passed\n'; \
+	else times+=$$'test: everything passed but what needs root, which was left out: $(wildcard $(ROOT_TESTS))\n'; fi
 
 .PHONY: check
 check: lint gen-check test race ## all that a change must pass
@@ -73,14 +81,16 @@ test-unit: ## the tests of every package; needs no root
 	packages=$$($(UNIT)); go test -timeout 10m $$packages
 
 .PHONY: e2e
-e2e: setup build test-e2e ## end to end: network namespaces, real programs (root)
+e2e: setup build test-conformance test-e2e ## end to end: network namespaces, real programs (root)
+
+.PHONY: test-conformance
+test-conformance:
+	go test -count=1 ./tests/conformance/...
 
 .PHONY: test-e2e
 test-e2e:
-	@packages='$(patsubst %,./%/...,$(wildcard $(REAL_TESTS)))'; \
-	root='$(patsubst %,./%/...,$(wildcard $(ROOT_TESTS)))'; \
-	if [[ $$(id -u) == 0 ]]; then packages+=" $$root"; \
-	else echo "test: left out, as network namespaces need root: $$root"; fi; \
+	@packages='$(patsubst %,./%/...,$(wildcard $(ROOT_TESTS)))'; \
+	if [[ $$(id -u) != 0 ]]; then echo "test: left out, as network namespaces need root: $$packages"; exit; fi; \
 	set -x; go test -count=1 -p 1 -timeout 20m $$packages
 
 .PHONY: soak
