@@ -50,6 +50,7 @@ func (q *question) request(a *app, args []string) (client.AccessRequest, error) 
 }
 
 func (a *app) explainCommand() *cobra.Command {
+	var f watchFlags
 	c := a.questionCommand("explain", "say what would become of a request, and why; exit 3 if it would not arrive",
 		func(ctx context.Context, api *client.Client, req client.AccessRequest) error {
 			e, err := api.Explain(ctx, req)
@@ -58,8 +59,45 @@ func (a *app) explainCommand() *cobra.Command {
 			}
 			return a.showExplanation(e)
 		})
-	c.Example = "  meshctl explain web api POST /v1/jobs"
+	c.Use = "explain SRC DST [METHOD PATH] | id:ID"
+	c.Long = `explain says what would become of a request, and why, with the next command to type.
+
+id:ID explains what has happened: ID is the mesh-error-id of a response, or the ID
+of a line of "meshctl denials" or "meshctl tap". The proxies keep their newest 1,024
+denials, and as many errors. Without a server, root and the group mesh ask the agent
+of the host; so does --local.`
+	c.Example = "  meshctl explain web api POST /v1/jobs\n  meshctl explain id:7f3a91"
+	f.defineLocal(c)
+	args, run := c.Args, c.RunE
+	c.Args = func(cmd *cobra.Command, given []string) error {
+		if _, ok := errorID(given); ok {
+			return nil
+		}
+		if f.local {
+			return usage("--local is for id:ID")
+		}
+		return args(cmd, given)
+	}
+	c.RunE = func(cmd *cobra.Command, given []string) error {
+		id, ok := errorID(given)
+		if !ok {
+			return run(cmd, given)
+		}
+		o, err := a.observe(f)
+		if err != nil {
+			return err
+		}
+		return a.explainID(cmd.Context(), o, id)
+	}
 	return c
+}
+
+// errorID returns the ID of the one argument id:ID.
+func errorID(args []string) (id string, ok bool) {
+	if len(args) != 1 {
+		return "", false
+	}
+	return strings.CutPrefix(args[0], "id:")
 }
 
 // questionCommand is a command about a request that might be made.

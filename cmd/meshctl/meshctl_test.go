@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup:               startServer,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "follow": follow, "sees": sees, "interrupt": interrupt},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "follow": follow, "sees": sees, "interrupt": interrupt, "host": host},
 	})
 }
 

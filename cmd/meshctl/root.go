@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,7 +64,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json, yaml, csv or name")
 	root.AddCommand(
 		a.getCommand(), a.validateCommand(), a.diffCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
-		a.explainCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
+		a.explainCommand(), a.tapCommand(), a.denialsCommand(), a.topCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
 		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.drainCommand(), a.undrainCommand(), a.loginCommand(), a.contextCommand(), a.debugCommand(), a.manCommand(), a.versionCommand(),
 	)
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {
@@ -85,7 +86,11 @@ func group(c *cobra.Command, args []string) error {
 	}
 	c.SuggestionsMinimumDistance = 2
 	text := fmt.Sprintf("%q is no command of %s", args[0], c.CommandPath())
-	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+	near := c.SuggestionsFor(args[0])
+	if begun := slices.DeleteFunc(slices.Clone(near), func(s string) bool { return !strings.HasPrefix(s, args[0]) }); len(begun) > 0 {
+		near = begun // two letters make any short word another
+	}
+	if len(near) > 0 {
 		text += "; did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return usage("%s See %s --help", strings.TrimSuffix(text, "?")+mark(text), c.CommandPath())
