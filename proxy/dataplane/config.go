@@ -3,6 +3,7 @@ package dataplane
 import (
 	"cmp"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,7 +24,7 @@ type Config struct {
 type Limits struct {
 	// Connections is how many may be open per listener; 10,000. One more is reset at once.
 	Connections int
-	// Handshakes is how many may compute at a time; 512. Those that wait for their peer do not count.
+	// Handshakes is how many may begin at a time; 4 per CPU. Those that wait for their peer, and those that were answered, do not count.
 	Handshakes int
 	// HandshakeTimeout is for a TLS handshake of either side; 5 s.
 	HandshakeTimeout time.Duration
@@ -39,7 +40,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	l.Connections = cmp.Or(l.Connections, 10_000)
-	l.Handshakes = cmp.Or(l.Handshakes, 512)
+	l.Handshakes = cmp.Or(l.Handshakes, 4*runtime.GOMAXPROCS(0))
 	l.HandshakeTimeout = cmp.Or(l.HandshakeTimeout, 5*time.Second)
 	l.ConnectTimeout = cmp.Or(l.ConnectTimeout, time.Second)
 	l.IdleTimeout = cmp.Or(l.IdleTimeout, 5*time.Minute)

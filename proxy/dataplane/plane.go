@@ -36,6 +36,7 @@ type Plane struct {
 	watch   *watch
 	session string // names this process to those who watch
 	health  *healthMetrics
+	names   *names
 
 	snap       atomic.Pointer[snapshot]
 	appliedAt  atomic.Int64 // unix nanoseconds, 0 before the first plan
@@ -69,6 +70,7 @@ func New(cfg Config) (*Plane, error) {
 	p := &Plane{
 		log: cfg.Log, limits: cfg.Limits.withDefaults(), listeners: map[string]*listener{}, watch: newWatch(), session: rand.Text(),
 	}
+	p.names = &names{log: cfg.Log, lookup: lookupHost, tasks: &p.tasks, known: map[string]*name{}}
 	m, err := newMetrics(cfg.Registerer, p.planAge)
 	if err != nil {
 		return nil, err
@@ -179,8 +181,7 @@ func (p *Plane) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case now := <-ticker.C:
-			p.review(ctx, now, p.current(), false)
-			p.renew(ctx, now)
+			p.sweep(ctx, now)
 		}
 	}
 	p.mu.Lock()
@@ -198,13 +199,19 @@ func (p *Plane) Run(ctx context.Context) error {
 	return nil
 }
 
-// renew replaces the pools whose peers' certificates end soon, under the same plan.
-func (p *Plane) renew(ctx context.Context, now time.Time) {
-	if !p.current().stale(now) {
-		return
-	}
+// sweep does what no plan announces. It waits for Apply, which would count less than it cut if a sweep came between its plan
+// and its review.
+func (p *Plane) sweep(ctx context.Context, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.review(ctx, now, p.current(), false)
+	if p.current().stale(now) {
+		p.renew(ctx, now)
+	}
+}
+
+// renew replaces the pools whose peers' certificates end soon, under the same plan. p.mu is held.
+func (p *Plane) renew(ctx context.Context, now time.Time) {
 	before := p.current()
 	next, err := p.compile(before.config, slices.Collect(maps.Values(before.leaves)), before)
 	if err != nil { // it was compiled before
@@ -267,6 +274,14 @@ const firstConnect = 300 * time.Millisecond
 
 // dialTCP connects to a local application or to another proxy.
 func (p *Plane) dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {
+	if host, port, named := hostName(address); named {
+		return p.dialName(ctx, host, port)
+	}
+	return p.dialAddress(ctx, address)
+}
+
+// dialAddress opens a connection to IP:port.
+func (p *Plane) dialAddress(ctx context.Context, address string) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: p.limits.ConnectTimeout, KeepAliveConfig: keepAlive()}
 	if d.Timeout > 2*firstConnect {
 		d.Timeout = firstConnect

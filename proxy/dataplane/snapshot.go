@@ -144,10 +144,13 @@ func (p *Plane) compileInbound(s, before *snapshot, in proxy.Inbound) *inboundRo
 		app = before.apps[in.Local]
 	}
 	if app == nil {
-		address := in.Local
+		address, limit := in.Local, p.limits.ConnectTimeout
+		if _, _, named := hostName(address); named {
+			limit = max(limit, nameConnect)
+		}
 		app = l7.NewPool(l7.PoolConfig{
 			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) },
-			ConnectTimeout: p.limits.ConnectTimeout,
+			ConnectTimeout: limit,
 			Limits:         p.limits.Head,
 		})
 	}

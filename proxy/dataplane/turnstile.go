@@ -2,21 +2,21 @@ package dataplane
 
 import "github.com/meshd/meshd/proxy/sock"
 
-// turnstile is the connection under a TLS handshake. It takes one of a few slots
-// while the handshake computes, and gives it back while it waits for the peer:
-// however many peers say nothing, they keep nobody else out. After end it is the
-// plain connection. A read that waits ends with the handshake's context, which
-// closes the connection.
+// turnstile is the connection under a TLS handshake. It lets a few of them begin at a time: one takes a slot while the answer to
+// its first message is computed, and none while it waits for its peer, so that however many peers say nothing, they keep nobody
+// else out. From the answer on it needs no slot: of more handshakes than there is time for, those that began
+// are finished, instead of all running late together. After end it is the plain connection. A read that waits ends with the
+// handshake's context, which closes the connection.
 type turnstile struct {
 	*sock.Conn
 	slots chan struct{}
 	held  bool
-	over  bool
+	begun bool // the first message was answered, or all is over
 }
 
 // Read implements net.Conn.
 func (t *turnstile) Read(b []byte) (int, error) {
-	if t.over {
+	if t.begun {
 		return t.Conn.Read(b)
 	}
 	t.release()
@@ -28,11 +28,16 @@ func (t *turnstile) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// end gives the slot back for good. It is called by the goroutine that made the
-// handshake, before any other one uses the connection.
+// Write implements net.Conn.
+func (t *turnstile) Write(b []byte) (int, error) {
+	t.end()
+	return t.Conn.Write(b)
+}
+
+// end gives the slot back for good. It is called by the goroutine that makes the handshake, or after that.
 func (t *turnstile) end() {
 	t.release()
-	t.over = true
+	t.begun = true
 }
 
 func (t *turnstile) release() {
