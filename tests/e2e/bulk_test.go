@@ -349,3 +349,33 @@ func percentile(replies []reply, p int) time.Duration {
 	slices.Sort(all)
 	return all[min(len(all)-1, len(all)*p/100)]
 }
+
+// TestBurst: many new connections at the same moment, to a callee that nobody has
+// called before, are all served.
+func TestBurst(t *testing.T) {
+	t.Parallel()
+	m := newReal(t, offer{name: "sink", protocol: "http", port: 8301, local: 9301}, offer{name: "line", protocol: "tcp", port: 8302, local: 9302})
+	srv := sink(m.far.listen("127.0.0.1:8301"))
+	t.Cleanup(func() { _ = srv.Close() })
+	serveLines(m.far.listen("127.0.0.1:8302"))
+	for _, c := range []struct{ name, addr, request, answer string }{
+		{"TCP", "127.0.0.1:9302", "a line\n", "a line\n"}, {"HTTP", "127.0.0.1:9301", "GET /32 HTTP/1.1\r\nHost: sink\r\n\r\n", "HTTP/1.1 200 OK\r\n"},
+	} {
+		const burst = 400
+		var all []net.Conn
+		for range burst {
+			all = append(all, m.web.connect(c.addr))
+		}
+		begun := time.Now()
+		var asking sync.WaitGroup
+		for i, one := range all {
+			asking.Go(func() {
+				if got, err := askOnce(one, c.request, c.answer); err != nil {
+					t.Errorf("%s: connection %d: %q, %v", c.name, i, got, err)
+				}
+			})
+		}
+		asking.Wait()
+		t.Logf("%s: %d at once are answered after %s", c.name, burst, time.Since(begun).Round(time.Millisecond))
+	}
+}
