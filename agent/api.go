@@ -256,7 +256,7 @@ func (a *Agent) Status() Status {
 	for _, d := range definitions {
 		d = d.WithDefaults()
 		i := Instance{
-			Service: d.Ref().String(), ID: d.ID, Address: d.Address, Ports: d.Ports,
+			Service: d.Ref().String(), ID: d.ID, Address: d.Host(), Ports: d.Ports,
 			Health: h.health(registry.Key(d)).Health, Checks: h.checks.States(registry.Key(d)),
 		}
 		if s.TrustDomain != "" {

@@ -48,11 +48,11 @@ func (h *host) defineChecks() {
 	checks, ports := map[string][]catalog.Check{}, map[string][]netip.AddrPort{}
 	for _, d := range h.registry.Definitions() {
 		key := registry.Key(d)
-		checks[key] = d.Checks
 		d = d.WithDefaults()
+		checks[key] = d.Checks
 		address, err := netip.ParseAddr(d.Address)
 		if err != nil {
-			continue // no definition in force has it
+			continue // outside the mesh: it listens elsewhere
 		}
 		for _, p := range d.Ports {
 			ports[key] = append(ports[key], netip.AddrPortFrom(address, p.Port))

@@ -2,8 +2,12 @@ package catalog
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
 )
 
 // DefaultAddress is where an application listens, and where its upstreams
@@ -28,6 +32,10 @@ type Definition struct {
 	// Address is the IP address on which the application listens;
 	// DefaultAddress when empty.
 	Address string `json:"address,omitempty"`
+	// External is the host name or IP address of a destination outside the mesh,
+	// which this node's proxy connects to in the application's place. It excludes
+	// Address.
+	External string `json:"external,omitempty"`
 	// Weight is the instance's part of the service's traffic in proportion to
 	// others, 1 to MaxWeight; 1 when 0.
 	Weight    int               `json:"weight,omitzero"`
@@ -138,10 +146,13 @@ func (d Definition) WithDefaults() Definition {
 	if len(d.Ports) == 1 {
 		d.Ports[0].Default = true
 	}
-	if d.Address == "" {
+	if d.Address == "" && d.External == "" {
 		d.Address = DefaultAddress
 	}
 	d.Checks = slices.Clone(d.Checks)
+	if len(d.Checks) == 0 {
+		d.Checks = d.externalChecks()
+	}
 	for i := range d.Checks {
 		d.Checks[i] = d.Checks[i].WithDefaults()
 	}
@@ -158,6 +169,36 @@ func (d Definition) WithDefaults() Definition {
 		}
 	}
 	return d
+}
+
+// externalInterval is how often a destination outside the mesh is connected to,
+// where its definition has no check.
+const externalInterval = Duration(10 * time.Second)
+
+// externalChecks are those of a destination outside the mesh without any: nobody
+// on this host would notice that it is gone.
+func (d Definition) externalChecks() []Check {
+	if d.External == "" {
+		return nil
+	}
+	var checks []Check
+	for _, p := range d.allPorts() {
+		c := Check{Name: "reachable", TCP: net.JoinHostPort(d.External, strconv.Itoa(int(p.Port))), Interval: externalInterval}
+		if len(d.Ports) > 1 {
+			c.Name += "-" + p.Name
+		}
+		checks = append(checks, c)
+	}
+	return checks
+}
+
+// Host is where the application of a definition with defaults listens: Address,
+// or External.
+func (d Definition) Host() string {
+	if d.External != "" {
+		return d.External
+	}
+	return d.Address
 }
 
 // allPorts returns a fresh list of the ports, the single one included.
@@ -186,7 +227,7 @@ func (d Definition) Service() Service {
 func (d Definition) Instance(node, meshAddress string) Instance {
 	i := Instance{
 		Namespace: d.Namespace, Service: d.Name, ID: d.InstanceID(), Node: node,
-		Tags: d.Tags, Meta: d.Meta, Weight: d.Weight,
+		Tags: d.Tags, Meta: d.Meta, Weight: d.Weight, External: d.External,
 	}
 	for _, p := range d.allPorts() {
 		i.Ports = append(i.Ports, InstancePort{Name: p.Name, Port: p.Port})
@@ -213,6 +254,13 @@ func (d Definition) Validate() error {
 	p.namespace("namespace", d.Namespace)
 	d.validatePorts(&p)
 	p.address("address", d.Address)
+	p.external("external", d.External)
+	switch {
+	case d.External != "" && d.Address != "":
+		p.Add("external", "excludes address: the application is here, or it is outside the mesh")
+	case d.External != "" && d.Port == 0 && len(d.Ports) == 0:
+		p.Add("external", "has no effect without a port: write the port to connect to")
+	}
 	p.weight("weight", d.Weight)
 	p.tags("tags", d.Tags)
 	p.meta("meta", d.Meta)
@@ -282,7 +330,7 @@ func (d Definition) localClash(p *Problems, at string, i int) {
 		}
 	}
 	for _, port := range d.allPorts() {
-		if port.Port == u.LocalPort && orLoopback(d.Address) == local {
+		if d.External == "" && port.Port == u.LocalPort && orLoopback(d.Address) == local {
 			p.Add(at+".local_port", "%d is the application's own port: choose another", u.LocalPort)
 			return
 		}
@@ -333,5 +381,37 @@ func (p *Problems) address(path, v string) {
 		p.Add(path, "%q is no IP address: write one such as %q", v, DefaultAddress)
 	case a.IsUnspecified() || a.IsMulticast():
 		p.Add(path, "%q cannot be connected to: write the one address to use, such as %q", v, DefaultAddress)
+	}
+}
+
+// maxHost is the length of a host name (RFC 1035, section 2.3.4, without the final
+// dot).
+const maxHost = 253
+
+// external records a problem of the optional host name or IP address v at path. A
+// name is one as DNS and /etc/hosts have them (RFC 1123, section 2.1, and "_").
+func (p *Problems) external(path, v string) {
+	if v == "" {
+		return
+	}
+	if a, err := netip.ParseAddr(v); err == nil {
+		if a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Zone() != "" {
+			p.Add(path, "%q cannot be a destination: write the one address to connect to", v)
+		}
+		return
+	}
+	good := len(v) <= maxHost
+	numeric := true // like an IP address, which it is not
+	for label := range strings.SplitSeq(v, ".") {
+		for i := range len(label) {
+			c := label[i]
+			digit := c >= '0' && c <= '9'
+			good = good && (digit || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '-' || c == '_')
+			numeric = numeric && digit
+		}
+		good = good && label != "" && len(label) <= maxLabel && label[0] != '-' && label[len(label)-1] != '-'
+	}
+	if !good || numeric {
+		p.Add(path, "%q is neither a host name nor an IP address: write one such as \"db.example.com\"; the port has a field of its own", v)
 	}
 }

@@ -28,6 +28,9 @@ type Instance struct {
 	Ports  []InstancePort    `json:"ports,omitempty"`
 	Tags   []string          `json:"tags,omitempty"`
 	Meta   map[string]string `json:"meta,omitempty"`
+	// External is the host name or IP address outside the mesh that the instance
+	// stands for; empty: it is an application on Node.
+	External string `json:"external,omitempty"`
 }
 
 // An InstancePort is a port of an instance.
@@ -103,6 +106,7 @@ func (i Instance) Validate() error {
 	}
 	p.tags("tags", i.Tags)
 	p.meta("meta", i.Meta)
+	p.external("external", i.External)
 	return p.Err()
 }
 

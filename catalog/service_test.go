@@ -299,3 +299,53 @@ func TestUpstreamOnAUnixSocket(t *testing.T) {
 		t.Errorf("two upstreams on one socket: %v", errs)
 	}
 }
+
+func TestExternal(t *testing.T) {
+	tests := map[string]struct {
+		definition catalog.Definition
+		fields     []string
+	}{
+		"a name":                {catalog.Definition{External: "db.example.com", Port: 5432}, nil},
+		"a name of one label":   {catalog.Definition{External: "db-1", Port: 5432}, nil},
+		"an underscore":         {catalog.Definition{External: "_db.example.com", Port: 5432}, nil},
+		"an address":            {catalog.Definition{External: "10.9.8.7", Port: 5432}, nil},
+		"IPv6":                  {catalog.Definition{External: "2001:db8::1", Port: 5432}, nil},
+		"an upstream's port":    {catalog.Definition{External: "db.example.com", Port: 5432, Upstreams: []catalog.Upstream{{Service: "x", LocalPort: 5432}}}, nil},
+		"with a port":           {catalog.Definition{External: "db.example.com:5432", Port: 5432}, []string{"external"}},
+		"a URL":                 {catalog.Definition{External: "https://db.example.com", Port: 443}, []string{"external"}},
+		"half an address":       {catalog.Definition{External: "10.9.8", Port: 443}, []string{"external"}},
+		"metadata":              {catalog.Definition{External: "169.254.169.254", Port: 80}, []string{"external"}},
+		"everywhere":            {catalog.Definition{External: "0.0.0.0", Port: 80}, []string{"external"}},
+		"a final dot":           {catalog.Definition{External: "db.example.com.", Port: 80}, []string{"external"}},
+		"a long label":          {catalog.Definition{External: strings.Repeat("a", 64) + ".com", Port: 80}, []string{"external"}},
+		"too long":              {catalog.Definition{External: strings.Repeat("a.", 127) + "com", Port: 80}, []string{"external"}},
+		"no port":               {catalog.Definition{External: "db.example.com"}, []string{"external"}},
+		"an application's, too": {catalog.Definition{External: "db.example.com", Port: 80, Address: "10.0.0.1"}, []string{"external"}},
+	}
+	for name, tt := range tests {
+		tt.definition.Name = "orders-db"
+		var got []string
+		for _, e := range catalog.FieldErrors(tt.definition.Validate()) {
+			got = append(got, e.Field)
+		}
+		if diff := cmp.Diff(tt.fields, got); diff != "" {
+			t.Errorf("%s: fields with problems (-want +got):\n%s", name, diff)
+		}
+	}
+	d := catalog.Definition{Name: "saas", External: "2001:db8::1", Ports: []catalog.DefinitionPort{{Name: "api", Port: 443, Default: true}, {Name: "auth", Port: 8443}}}
+	full := d.WithDefaults()
+	var checks []string
+	for _, c := range full.Checks {
+		checks = append(checks, c.Name+" "+c.TCP)
+	}
+	if diff := cmp.Diff([]string{"reachable-api [2001:db8::1]:443", "reachable-auth [2001:db8::1]:8443"}, checks); diff != "" {
+		t.Errorf("checks (-want +got):\n%s", diff)
+	}
+	if full.Address != "" || full.Host() != d.External || d.Instance("vm-egress1", "10.0.0.9:7443").External != d.External || full.Validate() != nil {
+		t.Errorf("%+v, %v", full, full.Validate())
+	}
+	d.Checks = []catalog.Check{{Name: "own", HTTP: "https://saas.example.com/health", Interval: catalog.Duration(time.Minute)}}
+	if own := d.WithDefaults().Checks; len(own) != 1 || own[0].Name != "own" {
+		t.Errorf("its own check: %+v", own)
+	}
+}

@@ -148,7 +148,7 @@ func (b *builder) inbound(d catalog.Definition) {
 		name := proxy.ServerName(p.Name, d.ID, ref.Name, ref.Namespace)
 		b.inbounds[name] = proxy.Inbound{
 			ServerName: name, Service: b.identity(ref), Instance: d.ID, Port: p.Name, Protocol: p.Protocol,
-			Local: join(d.Address, p.Port),
+			Local: join(d.Host(), p.Port),
 		}
 	}
 	if _, done := b.policies[ref]; len(d.Ports) > 0 && !done {

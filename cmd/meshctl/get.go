@@ -284,7 +284,7 @@ var rowers = map[client.Kind]rower{
 	client.KindNamespace: {columns: []string{"NAME"}, row: func(_ *app, i client.Item) ([]string, error) { return []string{i.Name}, nil }},
 	client.KindNode:      {columns: []string{"NAME", "STATE", "SINCE", "INSTANCES", "ADDRESS", "MAY RUN", "VERSION"}, wide: 6, row: nodeRow},
 	client.KindService:   {columns: []string{"NAME", "PORTS", "HEALTHY", "INSTANCES", "STALE"}, row: serviceRow},
-	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "WEIGHT", "ZONE", "PORTS", "TAGS", "CHECKS"}, wide: 5, row: instanceRow},
+	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "WEIGHT", "ZONE", "PORTS", "EXTERNAL", "TAGS", "CHECKS"}, wide: 5, row: instanceRow},
 	client.KindIntention: {columns: []string{"SOURCE", "DESTINATION", "DECISION", "EXPIRES", "REASON", "REVISION"}, wide: 5, row: intentionRow},
 	client.KindSet:       {columns: []string{"NAME", "RESOURCES", "UPDATED", "BY", "MEMBERS"}, wide: 4, row: setRow},
 }
@@ -330,7 +330,7 @@ func serviceRow(_ *app, i client.Item) ([]string, error) {
 	return []string{i.Name, dash(strings.Join(ports, ",")), strconv.Itoa(st.Healthy), strconv.Itoa(st.Instances), strconv.Itoa(st.Stale)}, nil
 }
 
-func instanceRow(_ *app, i client.Item) ([]string, error) {
+func instanceRow(a *app, i client.Item) ([]string, error) {
 	var spec catalog.Instance
 	var st client.InstanceStatus
 	if err := decode(i, &spec, &st); err != nil {
@@ -352,12 +352,16 @@ func instanceRow(_ *app, i client.Item) ([]string, error) {
 		checks = append(checks, text)
 	}
 	service := catalog.Name{Namespace: i.Ref.Parts[0], Name: i.Ref.Parts[1]}.Short()
+	address := dash(spec.MeshAddress)
+	if spec.External != "" && a.format != "csv" && a.format != "wide" {
+		address += " → " + spec.External
+	}
 	var ports []string
 	for _, p := range spec.Ports {
 		ports = append(ports, fmt.Sprintf("%s:%d", p.Name, p.Port))
 	}
 	return []string{
-		service, spec.Node, spec.ID, health, dash(spec.MeshAddress), strconv.Itoa(max(1, spec.Weight)), dash(spec.Zone), dash(strings.Join(ports, ",")),
+		service, spec.Node, spec.ID, health, address, strconv.Itoa(max(1, spec.Weight)), dash(spec.Zone), dash(strings.Join(ports, ",")), dash(spec.External),
 		dash(strings.Join(spec.Tags, ",")), dash(strings.Join(checks, "; ")),
 	}, nil
 }
