@@ -6,6 +6,7 @@ import (
 	"regexp/syntax"
 	"slices"
 	"strings"
+	"unsafe"
 )
 
 // maxProgram bounds the compiled size of an expression, for time to match is
@@ -14,7 +15,7 @@ import (
 const maxProgram = 2000
 
 // compileRegex compiles an RE2 expression that must match a whole text.
-func compileRegex(text string) (*regexp.Regexp, error) {
+func compileRegex(text string) (*pattern, error) {
 	if len(text) > MaxRegex {
 		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(text), MaxRegex)
 	}
@@ -36,15 +37,15 @@ func compileRegex(text string) (*regexp.Regexp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no RE2 expression: %w", text, err)
 	}
-	return re, nil
+	return newPattern(parsed.Simplify(), re), nil
 }
 
 // regexes shares compiled expressions among the rules of one policy: many
 // intentions of one destination tend to use the same few, and each holds
 // kilobytes that would compete for the processor's cache.
-type regexes map[string]*regexp.Regexp
+type regexes map[string]*pattern
 
-func (r regexes) get(text string) (*regexp.Regexp, error) {
+func (r regexes) get(text string) (*pattern, error) {
 	if re, ok := r[text]; ok {
 		return re, nil
 	}
@@ -87,14 +88,14 @@ type pathMatch struct {
 	kind  matchKind
 	text  string
 	loose string // text as loosen returns it, empty where only text counts
-	re    *regexp.Regexp
+	re    *pattern
 }
 
 type headerMatch struct {
 	name   string // lower case
 	kind   matchKind
 	text   string
-	re     *regexp.Regexp
+	re     *pattern
 	invert bool
 }
 
@@ -157,7 +158,7 @@ func (m *pathMatch) matches(path string) bool {
 	case matchPrefix:
 		return strings.HasPrefix(path, m.text)
 	case matchRegex:
-		return m.re.MatchString(path)
+		return m.re.match(path)
 	case matchAny, matchSuffix:
 		return true
 	default:
@@ -180,7 +181,7 @@ func (m *pathMatch) matchesLoosely(path string, loose *loosePath) bool {
 	case matchPrefix:
 		return strings.HasPrefix(l, m.loose)
 	case matchRegex:
-		return m.re.MatchString(l)
+		return m.re.match(l)
 	case matchAny, matchSuffix:
 		return true
 	default:
@@ -221,7 +222,7 @@ func (m *headerMatch) met(v []byte) bool {
 	case matchSuffix:
 		return len(v) >= len(m.text) && string(v[len(v)-len(m.text):]) == m.text
 	case matchRegex:
-		return m.re.Match(v)
+		return m.re.match(unsafe.String(unsafe.SliceData(v), len(v))) //nolint:gosec // match keeps nothing
 	case matchAny:
 		return true
 	default:
