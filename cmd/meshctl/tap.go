@@ -117,7 +117,6 @@ see.`,
 				return err
 			}
 			q.Source, q.Destination = a.qualifyPattern(f.src), a.qualifyPattern(f.dst)
-			q.Both = q.Both || o.local // a host alone sees but one side of most
 			q.Want = flow.Records
 			if err := q.Validate(); err != nil {
 				return usage("%v", err)
@@ -153,7 +152,9 @@ func (a *app) tap(ctx context.Context, o *observer, q flow.Query, limit int) err
 	p := &recordPrinter{app: a}
 	shown := 0
 	err := a.follow(ctx, o, func(o *observer, take func(flow.Answer) error) error {
-		return each(o.Tap(ctx, q), take)
+		asked := q
+		asked.Both = q.Both || o.local // a host alone sees but one side of most
+		return each(o.Tap(ctx, asked), take)
 	}, func(piece flow.Answer) error {
 		if err := p.head(); err != nil {
 			return err

@@ -74,11 +74,11 @@ func (p *tapped) records() []seen {
 	return all
 }
 
-// shows waits for a record.
-func (p *tapped) shows(limit time.Duration, want seen) seen {
+// shows waits for a record: what happens is seen within a second.
+func (p *tapped) shows(want seen) seen {
 	p.t.Helper()
 	var found seen
-	took := eventually(p.t, limit, fmt.Sprintf("%s shows %+v", p.name, want), func() string {
+	took := eventually(p.t, time.Second, fmt.Sprintf("%s shows %+v", p.name, want), func() string {
 		for _, r := range p.records() {
 			same := r
 			if same.ErrorID = ""; same == want {
@@ -107,7 +107,7 @@ func TestWatching(t *testing.T) {
 		Kind: "http", Direction: "outbound", Verdict: "denied", Node: "vm-a", Source: webIdentity, Destination: apiIdentity,
 		Method: "GET", Path: "/v1/first", Status: 403, Reason: "denied",
 	}
-	if got := denials.shows(time.Second, near); got.ErrorID != nearID {
+	if got := denials.shows(near); got.ErrorID != nearID {
 		t.Errorf("the denial has id %q, the client was told %q", got.ErrorID, nearID)
 	}
 	s.explained(nearID, "DENIED by policy", "web → api GET /v1/first at ", "seen by the caller's proxy on node vm-a",
@@ -119,13 +119,13 @@ func TestWatching(t *testing.T) {
 	passed := near
 	passed.Direction, passed.Verdict, passed.Node, passed.Path, passed.Status = "inbound", "passed", "vm-b", "/v1/second", 200
 	passed.Reason, passed.Intention = "", "web → api"
-	tap.shows(time.Second, passed)
+	tap.shows(passed)
 	_, headers, _ = s.web.curl("-X", "POST", "http://127.0.0.1:9191/v1/third?secret=3")
 	farID := headers["mesh-error-id"]
 	far := passed
 	far.Verdict, far.Method, far.Path, far.Status, far.Reason = "denied", "POST", "/v1/third", 403, "denied"
 	for _, p := range []*tapped{denials, tap} {
-		if got := p.shows(time.Second, far); got.ErrorID != farID {
+		if got := p.shows(far); got.ErrorID != farID {
 			t.Errorf("the denial has id %q, the client was told %q", got.ErrorID, farID)
 		}
 	}
@@ -245,7 +245,7 @@ func (s *spine) onTheHost(nearID, farID string, remote []string) {
 	local := &tapped{t: s.t, process: s.web.start("tap", "meshctl", "tap", "--local", "--agent-socket", s.web.path("agent.sock"), "-o", "json")}
 	local.says(5*time.Second, "watching the proxies of this host")
 	s.web.answers(time.Second, "200", "http://127.0.0.1:9191/v1/fourth")
-	local.shows(time.Second, seen{
+	local.shows(seen{
 		Kind: "http", Direction: "outbound", Verdict: "passed", Node: "vm-a", Source: webIdentity, Destination: apiIdentity,
 		Method: "GET", Path: "/v1/fourth", Status: 200,
 	})
