@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -163,6 +164,80 @@ func TestInterrupt(t *testing.T) {
 		t.Errorf("error %v, the last line is %q", err, last)
 	}
 	left(t, dir)
+}
+
+// A contender that dies does not take the figures of the others with it.
+func TestContenderDies(t *testing.T) {
+	dir, bench, mesh := programs(t)
+	cmd := command(dir, bench, mesh, "-rounds", "6", "-only", "two-hops", "-load", "saturation", "-body", "100",
+		"-cpus", "unpinned", "-peers", "mesh-proxy,versus", "-versus", mesh)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout bytes.Buffer
+	cmd.Stdout = &stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		fmt.Fprintln(&said, lines.Text())
+		if strings.Contains(lines.Text(), "round 2 of") {
+			kill(t, filepath.Join(dir, "t"), "/versus/s")
+		}
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("it ended as if nothing had failed")
+	}
+	left(t, dir)
+	for _, want := range []string{"failed: round ", ", versus: "} {
+		if !strings.Contains(said.String(), want) || !strings.Contains(stdout.String(), want) {
+			t.Errorf("no %q in\n%s\n%s", want, said.String(), stdout.String())
+		}
+	}
+	var got struct{ Samples []struct{ Name string } }
+	data, err := os.ReadFile(filepath.Join(dir, "bench.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	for _, s := range got.Samples {
+		count[s.Name]++
+	}
+	if count["mesh-proxy"] != 6 || count["versus"] < 2 || count["versus"] > 5 {
+		t.Errorf("samples %v, want all six of mesh-proxy and a part of versus", count)
+	}
+}
+
+// kill ends the processes whose command line has both texts.
+func kill(t *testing.T, texts ...string) {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := 0
+	for _, path := range processes {
+		line, err := os.ReadFile(path)
+		if err != nil || slices.ContainsFunc(texts, func(text string) bool { return !bytes.Contains(line, []byte(text)) }) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		killed++
+	}
+	if killed == 0 {
+		t.Errorf("no process to kill with %q", texts)
+	}
 }
 
 func TestFlags(t *testing.T) {

@@ -124,10 +124,14 @@ func (f *field) rounds(ctx context.Context, r *report) error {
 			for i := range lanes {
 				l := lanes[(i+round)%len(lanes)]
 				out, err := f.client(ctx, f.options.job(t, l))
-				if err != nil {
-					return fmt.Errorf("%s: %s: %w", t, l.name, err)
+				switch {
+				case ctx.Err() != nil:
+					return ctx.Err()
+				case err != nil: // the others go on
+					r.fail(fmt.Sprintf("round %d, %s, %s: %v", round+1, t.title(), l.name, err))
+				default:
+					r.add(round, t, l, out)
 				}
-				r.add(t, l, out)
 			}
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d is done\n", f.setting, round+1, f.options.rounds)

@@ -31,6 +31,9 @@ func (r *report) head() []string {
 		out = append(out, fmt.Sprintf("%s: meanwhile other processes took %.0f %% of the CPUs, and the hypervisor %.0f %%",
 			o.Setting, 100*o.Processes, 100*o.Stolen))
 	}
+	for _, what := range r.Failed {
+		out = append(out, "failed: "+strings.ReplaceAll(what, "\n", " "))
+	}
 	return out
 }
 

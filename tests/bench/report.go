@@ -31,6 +31,7 @@ type report struct {
 	Absent   []string       `json:"absent,omitempty"`
 	Setup    string         `json:"setup"`
 	Others   []others       `json:"others,omitempty"`
+	Failed   []string       `json:"failed,omitempty"`
 	Samples  []sample       `json:"samples"`
 	Plans    []memory       `json:"private_with_plan,omitempty"`
 	Idle     []memory       `json:"per_idle_connection,omitempty"`
@@ -56,7 +57,8 @@ type key struct {
 // sample is one measurement.
 type sample struct {
 	trial
-	Name string `json:"name"`
+	Round int    `json:"round"`
+	Name  string `json:"name"`
 	load.Result
 }
 
@@ -124,8 +126,14 @@ func firstLine(ctx context.Context, name string, args ...string) string {
 	return strings.TrimSpace(string(line))
 }
 
+// fail takes note of a measurement that could not be made.
+func (r *report) fail(what string) {
+	fmt.Fprintln(os.Stderr, "bench: failed:", what)
+	r.Failed = append(r.Failed, what)
+}
+
 // add takes one measurement.
-func (r *report) add(t trial, l lane, result load.Result) {
+func (r *report) add(round int, t trial, l lane, result load.Result) {
 	if !slices.Contains(r.trials, t) {
 		r.trials = append(r.trials, t)
 	}
@@ -134,7 +142,7 @@ func (r *report) add(t trial, l lane, result load.Result) {
 		roles = append(roles, p.role)
 	}
 	r.roles[key{t, l.name}] = strings.Join(roles, " + ")
-	r.Samples = append(r.Samples, sample{t, l.name, result})
+	r.Samples = append(r.Samples, sample{t, round, l.name, result})
 }
 
 // values are one figure of a contender, by round.
@@ -146,6 +154,21 @@ func (r *report) values(t trial, name string, of func(load.Result) float64) []fl
 		}
 	}
 	return out
+}
+
+// pairs are one figure of two contenders, of those rounds that have both.
+func (r *report) pairs(t trial, a, b string, of func(load.Result) float64) (x, y []float64) {
+	for _, s := range r.Samples {
+		if s.trial != t || s.Name != a {
+			continue
+		}
+		for _, other := range r.Samples {
+			if other.trial == t && other.Name == b && other.Round == s.Round {
+				x, y = append(x, of(s.Result)), append(y, of(other.Result))
+			}
+		}
+	}
+	return x, y
 }
 
 // names are the contenders of a trial.
@@ -231,16 +254,14 @@ func (r *report) compared() section {
 		out.columns = append(out.columns, "÷ versus", "p99 − versus, ms")
 	}
 	for _, t := range r.trials {
-		ours := r.values(t, meshName, cpuPerUnit(t))
-		tails := r.values(t, meshName, p99)
 		ratio := func(name string) string {
-			return estimate(figure.Of(figure.Ratios(ours, r.values(t, name, cpuPerUnit(t)))), "%.2f")
+			return estimate(figure.Of(figure.Ratios(r.pairs(t, meshName, name, cpuPerUnit(t)))), "%.2f")
 		}
 		tail := func(name string) string {
 			if t.Scenario == stream {
 				return ""
 			}
-			return estimate(figure.Of(figure.Differences(tails, r.values(t, name, p99))), "%+.2f")
+			return estimate(figure.Of(figure.Differences(r.pairs(t, meshName, name, p99))), "%+.2f")
 		}
 		row := []string{t.title(), ratio(haproxyName), ratio(envoyName), tail(haproxyName)}
 		if versus {

@@ -24,12 +24,19 @@ func run(ctx context.Context, o options) (err error) {
 		if !slices.Contains(o.settings, string(s)) {
 			continue
 		}
-		if err := oneSetting(ctx, r, s, dir, i == 0 || len(o.settings) == 1); err != nil {
+		if err = errors.Join(err, oneSetting(ctx, r, s, dir, i == 0 || len(o.settings) == 1)); ctx.Err() != nil {
 			return err
 		}
 	}
+	if len(r.Samples)+len(r.Plans) == 0 {
+		return err
+	}
+	// What was measured is worth telling, even if something failed.
+	if n := len(r.Failed); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d measurements failed, see above", n))
+	}
 	r.Took = time.Since(began).Round(time.Second)
-	return r.write(os.Stdout)
+	return errors.Join(err, r.write(os.Stdout))
 }
 
 // oneSetting measures in one setting; once is true if what needs no second

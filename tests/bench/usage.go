@@ -52,6 +52,11 @@ func (f *field) usage() (usage, error) {
 		}
 	}
 	for _, p := range f.processes {
+		select {
+		case <-p.Done():
+			continue // it counts as another's, and the report says that it failed
+		default:
+		}
 		pids, err := load.Family(p.PID())
 		if err != nil {
 			return usage{}, err
