@@ -35,6 +35,10 @@ service "plain" {
   port     = 8081
   protocol = "http"
 }
+service "slow" {
+  port     = 8082
+  protocol = "http"
+}
 service "echo" {
   port     = 8070
   protocol = "tcp"
@@ -45,6 +49,7 @@ const pairUpstreams = `service "web" {
   upstream "api" { local_port = 9191 }
   upstream "echo" { local_port = 9192 }
   upstream "plain" { local_port = 9193 }
+  upstream "slow" { local_port = 9194 }
 }
 `
 
@@ -54,7 +59,7 @@ func newPair(t *testing.T) *pair {
 	p.web = p.join("vm-a", "web")
 	p.web.define("web.hcl", pairUpstreams)
 	for i, name := range []string{"vm-b", "vm-c"} {
-		m := p.join(name, "api,plain,echo")
+		m := p.join(name, "api,plain,slow,echo")
 		m.nginx(8080, name)
 		m.nginx(8081, name)
 		serveEcho(m.listen("127.0.0.1:8070"))
@@ -63,14 +68,14 @@ func newPair(t *testing.T) *pair {
 	}
 	eventually(t, 20*time.Second, "both instances of all services are there", func() string {
 		r := p.meshctl(0, "services", "-o", "csv")
-		for _, name := range []string{"api,default:http", "plain,default:http", "echo,default:tcp"} {
+		for _, name := range []string{"api,default:http", "plain,default:http", "slow,default:http", "echo,default:tcp"} {
 			if !strings.Contains(r.stdout, "\n"+name+",2,2,0\n") {
 				return r.stdout
 			}
 		}
 		return ""
 	})
-	for _, name := range []string{"api", "plain", "echo"} {
+	for _, name := range []string{"api", "plain", "slow", "echo"} {
 		p.meshctl(0, "intention", "allow", "web", name, "--wait")
 	}
 	for _, port := range []string{"9191", "9193"} {
@@ -138,8 +143,14 @@ func (h *host) stream(url string, perSecond int) *stream {
 
 // ask sends one request.
 func ask(c *http.Client, url string) reply {
-	r := reply{sent: time.Now()}
+	sent := time.Now()
 	resp, err := c.Get(url)
+	return answered(sent, resp, err)
+}
+
+// answered reads what came of a request.
+func answered(sent time.Time, resp *http.Response, err error) reply {
+	r := reply{sent: sent}
 	if err != nil {
 		r.problem = err.Error()
 		r.took = time.Since(r.sent)
@@ -281,6 +292,89 @@ func TestApplicationDies(t *testing.T) {
 		load.stop()
 		<-load.done
 	}
+}
+
+// slowServer tells of each request when it has come, and answers it after 2 s.
+const slowServer = `
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        print("begun", self.path, flush=True)
+        if self.path != "/quick": time.sleep(2)
+        body = f"instance={sys.argv[2]} \n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    do_GET = do_POST = answer
+    def log_message(self, *args): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+`
+
+// TestDeathMeetsRequests: an application dies over requests that it has begun. Each
+// fails at once or is made anew elsewhere, and none that may not be repeated is
+// begun twice.
+func TestDeathMeetsRequests(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	logs := [2]string{}
+	for i, m := range p.apis {
+		m.serve(8082, python, "-c", slowServer, "8082", m.name)
+		logs[i] = m.server(8082).log
+	}
+	dial := p.web.dialer()
+	c := &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
+		MaxIdleConnsPerHost: 32, DialContext: func(_ context.Context, _, addr string) (net.Conn, error) { return dial(addr) },
+	}}
+	defer c.CloseIdleConnections()
+	eventually(t, 30*time.Second, "both serve", func() string {
+		var all []reply
+		for range 20 {
+			all = append(all, ask(c, "http://127.0.0.1:9194/quick"))
+		}
+		if n := counts(all); n["vm-b"] < 5 || n["vm-c"] < 5 {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
+	const each = 8
+	var asking sync.WaitGroup
+	var got, posted [each]reply
+	for i := range each {
+		asking.Go(func() { got[i] = ask(c, fmt.Sprintf("http://127.0.0.1:9194/get/%d/", i)) })
+		asking.Go(func() {
+			resp, err := c.Post(fmt.Sprintf("http://127.0.0.1:9194/post/%d/", i), "text/plain", strings.NewReader("once"))
+			posted[i] = answered(time.Now(), resp, err)
+		})
+	}
+	begun := func(log string) int {
+		return strings.Count(readFile(t, log), "/get/") + strings.Count(readFile(t, log), "/post/")
+	}
+	eventually(t, 10*time.Second, "all are begun", func() string {
+		if b, c := begun(logs[0]), begun(logs[1]); b+c < 2*each || c < 2 {
+			return fmt.Sprintf("%d and %d", b, c)
+		}
+		return ""
+	})
+	killed := time.Now()
+	p.apis[1].server(8082).kill(syscall.SIGKILL)
+	asking.Wait()
+	if took := time.Since(killed); took > 8*time.Second {
+		t.Errorf("the last answer came %s after the death", took)
+	}
+	said := readFile(t, logs[0]) + readFile(t, logs[1])
+	for i := range each {
+		if n := strings.Count(said, fmt.Sprintf("/post/%d/", i)); n != 1 {
+			t.Errorf("POST %d was begun %d times", i, n)
+		}
+		dead := strings.Contains(readFile(t, logs[1]), fmt.Sprintf("/post/%d/", i))
+		if (posted[i].problem != "") != dead {
+			t.Errorf("POST %d, begun by the one that died: %t; answered %+v", i, dead, posted[i])
+		}
+	}
+	t.Logf("GET: %v; POST: %v", counts(got[:]), counts(posted[:]))
 }
 
 // TestDrainLosesNothing: an instance and a node are drained under load, and taken
