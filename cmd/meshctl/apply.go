@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -72,7 +73,11 @@ func (a *app) applyCommand() *cobra.Command {
 			}
 			req := applyRequest(docs)
 			req.DryRun, req.Set, req.Prune = dry, set.name, set.prune
-			before := w.before(cmd.Context(), api, docNames(docs))
+			services, err := concerned(cmd.Context(), api, docs, req, w.on)
+			if err != nil {
+				return err
+			}
+			before := w.before(cmd.Context(), api, services)
 			result, err := api.Apply(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -91,6 +96,26 @@ func (a *app) applyCommand() *cobra.Command {
 	set.flags(c)
 	w.flags(c)
 	return c
+}
+
+// concerned are the services whose proxies a wait is for: those of the documents,
+// and of what leaves a set.
+func concerned(ctx context.Context, api *client.Client, docs []manifest.Document, req client.ApplyRequest, wait bool) ([]catalog.Name, error) {
+	names := docNames(docs)
+	if !wait || !req.Prune || req.DryRun {
+		return names, nil
+	}
+	req.DryRun = true
+	would, err := api.Apply(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range changedServices(would.Changes) {
+		if !slices.Contains(names, n) {
+			names = append(names, n)
+		}
+	}
+	return names, nil
 }
 
 // docNames are the services whose proxies the documents concern.

@@ -53,7 +53,7 @@ func (a *app) show(t table, value any) error {
 		if err := w.Write(lower(t.columns)); err != nil {
 			return err
 		}
-		return w.WriteAll(t.rows)
+		return w.WriteAll(csvRows(t.rows))
 	case "name":
 		for _, n := range t.names {
 			if _, err := fmt.Fprintln(a.out, n); err != nil {
@@ -82,6 +82,20 @@ func (a *app) showTable(t table) error {
 		}
 	}
 	return w.Flush()
+}
+
+// csvRows are rows for programs: what is not there is empty, not a dash.
+func csvRows(rows [][]string) [][]string {
+	out := make([][]string, len(rows))
+	for i, row := range rows {
+		out[i] = slices.Clone(row)
+		for n, cell := range row {
+			if cell == "-" {
+				out[i][n] = ""
+			}
+		}
+	}
+	return out
 }
 
 func lower(columns []string) []string {

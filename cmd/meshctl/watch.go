@@ -174,7 +174,7 @@ func (l *lines) line(a *app, change string, t table, item any) error {
 				return err
 			}
 		}
-		return out.WriteAll([][]string{cells})
+		return out.WriteAll(csvRows([][]string{cells}))
 	}
 	if t.wide > 0 && a.format != "wide" {
 		header, cells = header[:t.wide+1], cells[:t.wide+1]
