@@ -103,6 +103,6 @@ func asPage(r *report, sections []section) []byte {
 		}
 		fmt.Fprintf(&out, "\n### %s\n\n```text\n%s\n```\n", c.Name, c.short())
 	}
-	fmt.Fprint(&out, "\n## Measure yourself\n\n```sh\nmake bench                              # about half an hour\nmake bench BENCH=-quick                 # less than three minutes\nmake bench BENCH='-only two-hops -v'    # and print every configuration\nmake bench BENCH='-write docs/benchmarks.md'\n```\n\nEvery single measurement and every configuration is in `bin/bench.json`\nafterwards. `-mesh-proxy` and `-versus` compare two builds in one run; `-help`\nlists the rest.\n")
+	fmt.Fprint(&out, "\n## Measure yourself\n\n```sh\nmake bench                              # about half an hour; writes this page\nmake bench BENCH=-quick                 # less than three minutes\nmake bench BENCH='-only two-hops -v'    # and print every configuration\n```\n\nEvery single measurement and every configuration is in `bin/bench.json`\nafterwards. `-mesh-proxy` and `-versus` compare two builds in one run; `-help`\nlists the rest.\n")
 	return out.Bytes()
 }
