@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,6 +113,7 @@ type attempt struct {
 	n     int
 	state *balance.State
 	load  *load // of the cluster, where this request counts; nil if it does not
+	app   bool  // it is the application that answers
 
 	// mu guards inner, which Cancel may ask for from any goroutine.
 	mu       sync.Mutex
@@ -129,6 +131,7 @@ func (a *attempt) fail(ex *l7.Exchange, err *l7.Error) l7.Response {
 // local forwards to the application.
 func (a *attempt) local(ex *l7.Exchange, in *inboundRoute) l7.Response {
 	a.reset(ex, nil)
+	a.app = true
 	a.set(in.app.Forward(ex))
 	return a
 }
@@ -150,7 +153,7 @@ func (a *attempt) remote(ex *l7.Exchange, route *upstreamRoute) l7.Response {
 
 func (a *attempt) reset(ex *l7.Exchange, route *upstreamRoute) {
 	a.mu.Lock()
-	a.ex, a.route, a.n, a.state, a.inner, a.canceled = ex, route, 0, nil, nil, l7.None
+	a.ex, a.route, a.n, a.state, a.inner, a.canceled, a.app = ex, route, 0, nil, nil, l7.None, false
 	a.mu.Unlock()
 }
 
@@ -186,10 +189,21 @@ func (a *attempt) next() bool {
 func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 	for {
 		head, err := a.inner.Head(w)
+		if a.app && err == nil {
+			// What it says in the mesh's name would be taken for its proxy's word.
+			head.Fields = slices.DeleteFunc(head.Fields, isMesh)
+		}
 		if a.route == nil || a.state == nil {
 			return head, err
 		}
 		if err == nil {
+			noteFar(&a.ex.Record, head)
+			if a.turnedAway(head) {
+				if a.again() {
+					continue
+				}
+				return head, nil
+			}
 			if a.state.Ejected() { // it answered on a connection that it had kept
 				a.link.plane.succeeded(context.Background(), a.route.endpoints[a.tried[a.n-1]])
 			}
@@ -220,6 +234,46 @@ func (a *attempt) Head(w l7.Waker) (*l7.ResponseHead, error) {
 			a.set(a.ex.Fail(failure))
 		}
 	}
+}
+
+func isMesh(f http1.Field) bool { return f.ID == http1.MeshHeader }
+
+// errTurnedAway is what counts against an endpoint whose proxy is there and whose application is not.
+var errTurnedAway = errors.New("its application accepts no connection")
+
+// turnedAway reports whether the proxy of the endpoint answered that the application got nothing of the request, because it
+// accepts no connections: it has died, and the plan does not know yet. Another instance may be asked whatever the method is.
+func (a *attempt) turnedAway(head *l7.ResponseHead) bool {
+	if head.Status != l7.ConnectFailed.Status() {
+		return false
+	}
+	for i := range head.Fields {
+		f := &head.Fields[i]
+		if isMesh(*f) && string(f.Value) == l7.ConnectFailed.String() && equalFold(f.Name, l7.FieldError) {
+			a.link.plane.failed(context.Background(), a.route.endpoints[a.tried[a.n-1]], errTurnedAway)
+			return true
+		}
+	}
+	return false
+}
+
+// again moves to another endpoint after an answer that nothing was done, and reports false if that answer must do: none is
+// left, or bytes of the request's body are gone.
+func (a *attempt) again() bool {
+	if a.ex.Body != nil || a.n >= a.link.plane.limits.Attempts || a.route.picker.Pick(a.tried[:a.n]) < 0 {
+		return false
+	}
+	for range 4 { // the answer is one line; without it the connection can be used again
+		if _, err := a.inner.Next(1<<10, nil); err != nil {
+			break
+		}
+	}
+	a.release()
+	a.ex.Record.Retried = true
+	if !a.next() {
+		a.set(a.ex.Fail(&l7.Error{Reason: l7.ConnectFailed, Err: errTurnedAway}))
+	}
+	return true
 }
 
 // overflow answers a request that a limit refuses.
@@ -280,7 +334,7 @@ func (p *Plane) record(side direction, r *l7.Record) {
 	if p.access.on.Load() {
 		p.access.request(side, r, l)
 	}
-	if r.Reason != l7.None || !p.watch.idle() {
+	if r.Reason != l7.None || r.ErrorID != "" || !p.watch.idle() {
 		p.requestEnded(side, r, l)
 	}
 	if !ok {

@@ -204,6 +204,42 @@ func TestAListenerMayLeadElsewhere(t *testing.T) {
 	})
 }
 
+// TestDeadApplication has an instance whose proxy answers and whose application is gone: another one is asked, whatever the
+// method, as long as no body is gone.
+func TestDeadApplication(t *testing.T) {
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{"127.0.0.1:1", serveHTTP(t, ok)}, intention: allow()})
+	c := client(t)
+	for i := range 40 {
+		method := []string{"GET", "POST", "DELETE"}[i%3]
+		if got := get(t, c, method, "http://"+m.upstream+"/", ""); got.status != 200 {
+			t.Fatalf("%s %d: got %d %v", method, i, got.status, got.header)
+		}
+	}
+	if n := m.a.metric("mesh_endpoint_ejected"); n != 1 {
+		t.Errorf("%v endpoints are ejected, want the one whose application is gone", n)
+	}
+}
+
+// TestApplicationsDoNotSpeakForTheMesh has one that says what only its proxy may: it is told to nobody, and nobody acts on it.
+func TestApplicationsDoNotSpeakForTheMesh(t *testing.T) {
+	var asked atomic.Int32
+	app := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.Header().Set("mesh-error", "connect-failed")
+		w.Header().Set("Mesh-Error-Id", "123456")
+		w.Header().Set("X-Kept", "yes")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app, app}, intention: allow()})
+	got := get(t, client(t), "POST", "http://"+m.upstream+"/", "")
+	if got.status != 503 || got.header.Get("mesh-error") != "" || got.header.Get("mesh-error-id") != "" || got.header.Get("x-kept") != "yes" {
+		t.Errorf("got %d %v", got.status, got.header)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("the application was asked %d times", n)
+	}
+}
+
 func TestHTTPErrorsOfOurOwn(t *testing.T) {
 	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{"127.0.0.1:1"}, intention: allow()})
 	t.Run("the application is down", func(t *testing.T) {

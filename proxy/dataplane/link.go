@@ -111,10 +111,14 @@ func (l *link) abort(ctx context.Context, reason Reason) bool {
 
 // abortReason translates for HTTP.
 func abortReason(r Reason) l7.Reason {
-	if r == ReasonDraining {
+	switch r {
+	case ReasonDraining:
 		return l7.Draining
+	case ReasonLost:
+		return l7.ClientGone
+	default:
+		return l7.PolicyChanged
 	}
-	return l7.PolicyChanged
 }
 
 // drain asks HTTP to end after what runs. TCP sessions end by themselves.
@@ -129,6 +133,22 @@ func (l *link) drainLocked() {
 		l.http.Drain()
 	}
 	l.drained = true
+}
+
+// lost reports whether the peer on either side has gone.
+func (l *link) lost() bool {
+	l.mu.Lock()
+	sides := l.sides
+	l.mu.Unlock()
+	for _, side := range sides {
+		if side == nil {
+			continue
+		}
+		if tcp, ok := under(side).(unanswered); ok && tcp.Unanswered() > lostAfter {
+			return true
+		}
+	}
+	return false
 }
 
 // review tells why the connection must be cut under a snapshot, or "".

@@ -175,15 +175,20 @@ func (p *Plane) accept(ctx context.Context, l *listener) {
 
 // reset ends a connection so that its peer can't take it for complete: RST, without TLS's goodbye.
 func reset(nc net.Conn) {
-	for {
-		under, ok := nc.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		nc = under.NetConn()
-	}
+	nc = under(nc)
 	if l, ok := nc.(interface{ SetLinger(sec int) error }); ok {
 		_ = l.SetLinger(0) // the error is that of a closed connection
 	}
 	_ = nc.Close()
+}
+
+// under returns what is below every layer of TLS.
+func under(nc net.Conn) net.Conn {
+	for {
+		layer, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nc
+		}
+		nc = layer.NetConn()
+	}
 }

@@ -44,6 +44,7 @@ type Plane struct {
 	dialed     dialedSet
 	serverTLS  *tls.Config
 	handshakes chan struct{}
+	sweeps     int
 	egress     *l7.Server
 	ingress    *l7.Server
 
@@ -205,8 +206,35 @@ func (p *Plane) sweep(ctx context.Context, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.review(ctx, now, p.current(), false)
+	if p.sweeps++; p.sweeps%lostEvery == 0 {
+		p.cutLost(ctx)
+	}
 	if p.current().stale(now) {
 		p.renew(ctx, now)
+	}
+}
+
+const (
+	// lostAfter is how long a peer may acknowledge nothing of what it must; see sock.Conn.Unanswered. It is looked at every
+	// lostEvery sweeps. Silent connections are watched by keep-alive, which takes as long.
+	lostAfter = 20 * time.Second
+	lostEvery = 5
+)
+
+// unanswered is what a connection over TCP can tell.
+type unanswered interface{ Unanswered() time.Duration }
+
+// cutLost resets connections whose peer has gone without a word while bytes were on their way to it. p.mu is held.
+func (p *Plane) cutLost(ctx context.Context) {
+	for l := range p.links.all() {
+		if l.lost() {
+			l.abort(ctx, ReasonLost)
+		}
+	}
+	for _, d := range p.dialed.all() {
+		if d.Unanswered() > lostAfter {
+			reset(d)
+		}
 	}
 }
 
@@ -272,6 +300,9 @@ func (p *Plane) review(ctx context.Context, now time.Time, s *snapshot, bundleCh
 // section 2.1), which is all the time there is: without a second try one lost packet would be a failed connection.
 const firstConnect = 300 * time.Millisecond
 
+// maxConnects is how often one address is tried when the first try was too short, or this process was not running.
+const maxConnects = 4
+
 // dialTCP connects to a local application or to another proxy.
 func (p *Plane) dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {
 	if host, port, named := hostName(address); named {
@@ -283,13 +314,26 @@ func (p *Plane) dialTCP(ctx context.Context, address string) (*net.TCPConn, erro
 // dialAddress opens a connection to IP:port.
 func (p *Plane) dialAddress(ctx context.Context, address string) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: p.limits.ConnectTimeout, KeepAliveConfig: keepAlive()}
+	var rest time.Duration // for a second try
 	if d.Timeout > 2*firstConnect {
-		d.Timeout = firstConnect
+		d.Timeout, rest = firstConnect, d.Timeout-firstConnect
 	}
-	nc, err := d.DialContext(ctx, "tcp", address)
-	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && ctx.Err() == nil && d.Timeout < p.limits.ConnectTimeout {
-		d.Timeout = p.limits.ConnectTimeout - firstConnect
+	var nc net.Conn
+	var err error
+	for range maxConnects {
+		began := time.Now()
 		nc, err = d.DialContext(ctx, "tcp", address)
+		if timeout, ok := errors.AsType[net.Error](err); !ok || !timeout.Timeout() || ctx.Err() != nil {
+			break
+		}
+		// One that comes back late was not waiting all that time: this process did not get the CPU, and the peer may have answered.
+		starved := time.Since(began) > d.Timeout+firstConnect/2
+		switch {
+		case rest > 0:
+			d.Timeout, rest = rest, 0
+		case !starved:
+			return nil, err
+		}
 	}
 	if err != nil {
 		return nil, err

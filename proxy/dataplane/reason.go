@@ -37,6 +37,7 @@ const (
 	ReasonNoLeaf           Reason = "no-leaf"             // the proxy has no valid certificate for its own side
 	ReasonClosed           Reason = "closed"              // the peer went away in the handshake
 	ReasonPeerRefused      Reason = "refused-by-peer"     // the peer did not accept our certificate
+	ReasonLost             Reason = "lost"                // the peer acknowledges nothing any more: its host or the way there is gone
 	ReasonReset            Reason = "reset"               // in the access log: one side broke off a session
 	ReasonOther            Reason = "other"
 )

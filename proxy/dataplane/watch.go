@@ -17,11 +17,12 @@ import (
 )
 
 const (
-	// keptDenials, keptFailures and keptHandshakes are how many records are kept of what was not carried. Each has a ring of its
+	// keptDenials, keptFailures, keptHandshakes and keptAnswers are how many records are kept of what was not carried. Each has a ring of its
 	// own: strangers on the mesh port must not push out what an operator looks for.
 	keptDenials    = 1024
 	keptFailures   = 1024
 	keptHandshakes = 256
+	keptAnswers    = 256 // of destinations' proxies, to the callers on this host
 	// maxTaps bounds those who watch at a time.
 	maxTaps = 64
 	// tapQueue is how many records wait for one who watches; what does not fit is dropped and counted. With tapGap it bounds what
@@ -39,12 +40,12 @@ type watch struct {
 	taps atomic.Pointer[[]*tap] // nil while nobody watches
 
 	mu    sync.Mutex // guards the rings, and changes of taps
-	rings [3]ring
+	rings [4]ring
 }
 
 func newWatch() *watch {
 	w := &watch{}
-	for i, size := range []int{keptDenials, keptFailures, keptHandshakes} {
+	for i, size := range []int{keptDenials, keptFailures, keptHandshakes, keptAnswers} {
 		w.rings[i].size = size
 	}
 	return w
@@ -111,10 +112,10 @@ func (t *tap) take() flow.Answer {
 	return a
 }
 
-// tell keeps a record if it is not of something that passed, and shows it.
+// tell keeps a record of what did not pass, or was answered by the far proxy itself, and shows it.
 func (w *watch) tell(seen *flow.Seen, build func() flow.Record) {
 	taps := w.taps.Load()
-	if seen.Verdict != flow.Passed {
+	if seen.Verdict != flow.Passed || seen.Told {
 		rec := build()
 		w.mu.Lock()
 		w.ring(seen.Verdict).add(rec)
@@ -138,6 +139,8 @@ func (w *watch) ring(v flow.Verdict) *ring {
 		return &w.rings[0]
 	case flow.Refused:
 		return &w.rings[2]
+	case flow.Passed:
+		return &w.rings[3]
 	default:
 		return &w.rings[1]
 	}
@@ -256,6 +259,7 @@ func (t *tap) follow(ctx context.Context, emit func(flow.Answer) error) error {
 func (p *Plane) requestEnded(side direction, r *l7.Record, l *link) {
 	seen := flow.Seen{
 		Direction: flow.Direction(side), Verdict: requestVerdict(r), Source: r.Source, Method: r.Method, Path: r.Path, Status: r.Status,
+		Told: r.ErrorID != "",
 	}
 	if l != nil {
 		seen.Destination = l.target
@@ -273,9 +277,32 @@ func (p *Plane) requestEnded(side direction, r *l7.Record, l *link) {
 				rec.Cause = cut(e.Err.Error(), flow.MaxCause)
 			}
 		}
+		if far, ok := errors.AsType[*farAnswer](r.Err); ok {
+			rec.Reason, rec.Cause = far.reason, far.Error()
+		}
 		p.finish(&rec, l)
 		return rec
 	})
+}
+
+// farAnswer is that the destination's proxy answered, and not its application.
+type farAnswer struct{ reason string }
+
+// Error says what it answered.
+func (e *farAnswer) Error() string { return "answered by the destination's proxy: " + e.reason }
+
+// noteFar takes note of an answer of the destination's proxy: the caller's host then knows the id that its client was told.
+func noteFar(r *l7.Record, head *l7.ResponseHead) {
+	if r.ErrorID != "" { // of an answer that another try has replaced
+		r.ErrorID, r.Err = "", nil
+	}
+	if head.Status < 400 {
+		return
+	}
+	if id, ok := head.Fields.Value(l7.FieldErrorID, 0); ok && flow.ValidID(string(id)) {
+		reason, _ := head.Fields.Value(l7.FieldError, 0)
+		r.ErrorID, r.Err = string(id), &farAnswer{reason: cut(reason, flow.MaxMethod)}
+	}
 }
 
 // requestVerdict sorts a request. One whose response had begun before it failed has no error id.

@@ -113,8 +113,12 @@ func TestWatchHTTP(t *testing.T) {
 	}
 	sent, refused := passed, denied
 	sent.Direction, sent.Decision, sent.Intention, sent.Rule = flow.Outbound, "", "", nil
-	refused.Direction, refused.Verdict, refused.Reason, refused.Decision, refused.Intention = flow.Outbound, flow.Passed, "", "", ""
-	near.wantRecords(t, sent, refused)
+	refused.Direction, refused.Verdict, refused.Decision, refused.Intention = flow.Outbound, flow.Passed, "", ""
+	if answered := near.wantRecords(t, sent, refused)[1]; answered.ErrorID != got[1].ErrorID || answered.Cause != "answered by the destination's proxy: denied" {
+		t.Errorf("the caller's side has id %q, because %q", answered.ErrorID, answered.Cause)
+	}
+	m.a.watches(flow.Query{Want: flow.Find, ID: got[1].ErrorID}).wantRecords(t, refused) // it knows, too
+	m.a.watches(flow.Query{Want: flow.Denials}).wantRecords(t)                           // but it was not its denial
 	if n := len(once.all().Records); n != 0 {
 		t.Errorf("the caller's side shows %d requests that it sent on, want none", n)
 	}

@@ -170,7 +170,7 @@ func (q Query) Filter() (*Filter, error) {
 		if !ValidID(q.ID) {
 			return nil, fmt.Errorf("%w: %q is no id: it has six hexadecimal digits", ErrQuery, q.ID)
 		}
-		f.denied, f.failed, f.id = true, true, q.ID
+		f.id = q.ID
 	default:
 		return nil, fmt.Errorf("%w: nothing is known of %q", ErrQuery, q.Want)
 	}
@@ -226,6 +226,8 @@ type Filter struct {
 // Match reports whether the query selects a record.
 func (f *Filter) Match(s *Seen) bool {
 	switch {
+	case f.id != "": // whoever knows of it
+		return s.Told
 	case f.denied && (s.Verdict == Passed || s.Verdict == Failed && !f.failed):
 		return false
 	case !f.both && s.Direction == Outbound && s.Verdict == Passed:

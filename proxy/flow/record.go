@@ -100,8 +100,9 @@ type Record struct {
 	Decision  string `json:"decision,omitempty"`
 	Intention string `json:"intention,omitempty"`
 	Rule      *int   `json:"rule,omitempty"`
-	// ErrorID is what the client was told as mesh-error-id. A connection has one,
-	// too, if it was not carried, although nobody could tell its client.
+	// ErrorID is what the client was told as mesh-error-id, by this proxy or, where
+	// the verdict is Passed, by the destination's. A connection has one, too, if it
+	// was not carried, although nobody could tell its client.
 	ErrorID string `json:"error_id,omitempty"`
 	// Plan is the position of the plan that was in force.
 	Plan catalog.Position `json:"plan,omitzero"`
@@ -115,13 +116,15 @@ type Seen struct {
 	Source, Destination spiffe.ID
 	Method, Path        []byte
 	Status              int
+	// Told says that the client was told an ErrorID.
+	Told bool
 }
 
 // Seen returns what a Filter looks at.
 func (r *Record) Seen() Seen {
 	return Seen{
 		Direction: r.Direction, Verdict: r.Verdict, Source: r.Source, Destination: r.Destination,
-		Method: []byte(r.Method), Path: []byte(r.Path), Status: r.Status,
+		Method: []byte(r.Method), Path: []byte(r.Path), Status: r.Status, Told: r.ErrorID != "",
 	}
 }
 

@@ -234,17 +234,7 @@ func TestLinkIsCut(t *testing.T) {
 	if _, err := bufio.NewReader(app).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	for _, rule := range [][]string{
-		{"add", "table", "inet", "cut"},
-		{"add", "chain", "inet", "cut", "in", "{ type filter hook input priority 0; }"},
-		{"add", "chain", "inet", "cut", "out", "{ type filter hook output priority 0; }"},
-		{"add", "rule", "inet", "cut", "in", "iifname", "eth0", "ip", "saddr", m.web.addr, "drop"},
-		{"add", "rule", "inet", "cut", "out", "oifname", "eth0", "ip", "daddr", m.web.addr, "drop"},
-	} {
-		if r := m.far.run("nft", rule...); r.code != 0 {
-			t.Fatalf("nft %v: %s", rule, r.stderr)
-		}
-	}
+	m.cutLink()
 	cut := time.Now()
 	var reading sync.WaitGroup
 	for name, c := range map[string]net.Conn{"client": client, "application": app} {
@@ -261,4 +251,64 @@ func TestLinkIsCut(t *testing.T) {
 		})
 	}
 	reading.Wait()
+}
+
+// cutLink drops every packet between the hosts from now on.
+func (m *real) cutLink() {
+	m.t.Helper()
+	for _, rule := range [][]string{
+		{"add", "table", "inet", "cut"},
+		{"add", "chain", "inet", "cut", "in", "{ type filter hook input priority 0; }"},
+		{"add", "chain", "inet", "cut", "out", "{ type filter hook output priority 0; }"},
+		{"add", "rule", "inet", "cut", "in", "iifname", "eth0", "ip", "saddr", m.web.addr, "drop"},
+		{"add", "rule", "inet", "cut", "out", "oifname", "eth0", "ip", "daddr", m.web.addr, "drop"},
+	} {
+		if r := m.far.run("nft", rule...); r.code != 0 {
+			m.t.Fatalf("nft %v: %s", rule, r.stderr)
+		}
+	}
+}
+
+// TestLinkIsCutWhileSending has a session on which bytes are on their way when the link goes: keep-alive does not look at those.
+func TestLinkIsCutWhileSending(t *testing.T) {
+	t.Parallel()
+	m := newReal(t, offer{name: "tcp", protocol: "tcp", port: 8602, local: 9602})
+	l := m.far.listen("127.0.0.1:8602")
+	client := m.web.connect("127.0.0.1:9602")
+	if _, err := io.WriteString(client, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	app, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = app.Close() })
+	if _, err := bufio.NewReader(app).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	m.cutLink()
+	cut := time.Now()
+	if err := client.SetDeadline(cut.Add(50 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan error, 1)
+	go func() {
+		_, err := client.Read(make([]byte, 1))
+		gone <- err
+	}()
+	every := time.NewTicker(200 * time.Millisecond)
+	defer every.Stop()
+	for {
+		select {
+		case <-every.C:
+			_, _ = io.WriteString(client, "more\n") // the read tells how it ends
+		case err := <-gone:
+			took := time.Since(cut).Round(time.Second)
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("after %s: %v; want a reset", took, err)
+			}
+			t.Logf("the sender's connection is reset after %s", took)
+			return
+		}
+	}
 }
