@@ -95,7 +95,7 @@ func TestDependencies(t *testing.T) {
 		"github.com/beorn7/perks": true, "github.com/cespare/xxhash/v2": true, "github.com/google/renameio/v2": true,
 		"github.com/munnerz/goautoneg": true, "github.com/prometheus/client_golang": true,
 		"github.com/prometheus/client_model": true, "github.com/prometheus/common": true, "github.com/prometheus/procfs": true,
-		"golang.org/x/sync": true, "golang.org/x/sys": true, "google.golang.org/protobuf": true,
+		"golang.org/x/crypto": true, "golang.org/x/sync": true, "golang.org/x/sys": true, "google.golang.org/protobuf": true,
 	}
 	touchSources(t)
 	info, err := buildinfo.ReadFile(binary)
