@@ -32,9 +32,8 @@ type Config struct {
 	// States returned them. A check that has one starts with it; a ttl check
 	// gets its whole TTL again, for nobody could report meanwhile.
 	Earlier map[string][]State
-	// Sockets returns the sockets that listen, all of them if whole is set and
-	// otherwise those that are found at once; procnet.Scan when nil.
-	Sockets func(whole bool) ([]procnet.Socket, error)
+	// Sockets returns the sockets that listen; procnet.Scan when nil.
+	Sockets func() ([]procnet.Socket, error)
 }
 
 // Group runs the checks of all instances of a host. Instances are named by any
@@ -42,7 +41,7 @@ type Config struct {
 type Group struct {
 	log     *slog.Logger
 	prober  prober
-	sockets func(whole bool) ([]procnet.Socket, error)
+	sockets func() ([]procnet.Socket, error)
 
 	mu      sync.Mutex
 	ports   map[string]*ports // per instance

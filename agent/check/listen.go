@@ -128,24 +128,24 @@ func (g *Group) watches() bool {
 }
 
 // look compares what listens with what did. An end is believed only when a second
-// look, at all sockets, finds the same.
+// look finds the same: a list that takes the kernel several steps may leave out one
+// when another ends meanwhile.
 func (g *Group) look() error {
-	sockets, err := g.sockets(false)
-	if err != nil {
-		return err
-	}
-	if g.listen(sockets, false) {
-		if sockets, err = g.sockets(true); err != nil {
+	for _, again := range []bool{false, true} {
+		sockets, err := g.sockets()
+		if err != nil {
 			return err
 		}
-		g.listen(sockets, true)
+		if !g.listen(sockets, again) {
+			return nil
+		}
 	}
 	return nil
 }
 
-// listen records who listens, and, if the sockets are all that there are, who no
-// longer does. It reports whether somebody is missing.
-func (g *Group) listen(sockets []procnet.Socket, whole bool) (missing bool) {
+// listen records who listens and, at the second look, who no longer does. It
+// reports whether somebody is missing.
+func (g *Group) listen(sockets []procnet.Socket, again bool) (missing bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now, changed := time.Now(), false
@@ -160,7 +160,7 @@ func (g *Group) listen(sockets []procnet.Socket, whole bool) (missing bool) {
 			}
 			p.turn(catalog.HealthPassing, p.listens, now)
 			changed = true
-		case !heard && p.state.Health == catalog.HealthPassing && whole:
+		case !heard && p.state.Health == catalog.HealthPassing && again:
 			g.log.Warn("the application no longer listens", slog.String("instance", instance), slog.Any("addresses", p.addresses))
 			p.turn(catalog.HealthCritical, p.gone, now)
 			changed = true

@@ -17,8 +17,8 @@ import (
 	"github.com/meshd/meshd/catalog"
 )
 
-// kernel is a table of listening sockets. Those in hidden are found only by a look
-// at the whole table.
+// kernel is a table of listening sockets. Those in hidden are found only by every
+// second look.
 type kernel struct {
 	mu             sync.Mutex
 	listen, hidden []string
@@ -32,7 +32,7 @@ func (k *kernel) set(edit func(*kernel)) {
 	edit(k)
 }
 
-func (k *kernel) sockets(whole bool) ([]procnet.Socket, error) {
+func (k *kernel) sockets() ([]procnet.Socket, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.looks++
@@ -44,7 +44,7 @@ func (k *kernel) sockets(whole bool) ([]procnet.Socket, error) {
 		all = append(all, procnet.Socket{Address: netip.MustParseAddrPort(a)})
 	}
 	for _, a := range k.hidden {
-		if whole {
+		if k.looks%2 == 0 {
 			all = append(all, procnet.Socket{Address: netip.MustParseAddrPort(a)})
 		}
 	}

@@ -42,12 +42,8 @@ func Listening() []Socket {
 	return all
 }
 
-// Scan returns the listening sockets, too, for those who act on what is missing:
-// it returns an error if it can't tell. Kernels list the sockets that listen
-// before all others (tcp_get_idx in net/ipv4/tcp_ipv4.c); unless whole is set Scan
-// stops where those end, so that it costs the same on a host with a hundred
-// thousand connections.
-func Scan(whole bool) ([]Socket, error) {
+// scanTables reads both tables, or returns an error.
+func scanTables() ([]Socket, error) {
 	var all []Socket
 	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		f, err := os.Open(file) //nolint:gosec // one of two fixed paths
@@ -55,12 +51,12 @@ func Scan(whole bool) ([]Socket, error) {
 			continue // a host without IPv6
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list the listening sockets: %w", err)
+			return nil, err
 		}
-		found, err := parse(f, whole)
+		found, err := parse(f)
 		_ = f.Close()
 		if err != nil {
-			return nil, fmt.Errorf("list the listening sockets: %s: %w", file, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		all = append(all, found...)
 	}
@@ -82,19 +78,16 @@ func (s Socket) Covers(address netip.AddrPort) bool {
 // address in hexadecimal, the state and the inode. Lines that don't fit are
 // left out.
 func Parse(r io.Reader) []Socket {
-	all, _ := parse(r, true) // what came before an error is what there is
+	all, _ := parse(r) // what came before an error is what there is
 	return all
 }
 
-func parse(r io.Reader, whole bool) ([]Socket, error) {
+func parse(r io.Reader) ([]Socket, error) {
 	var all []Socket
 	lines := bufio.NewScanner(r)
-	for heading := true; lines.Scan(); heading = false {
+	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 10 || fields[3] != tcpListen {
-			if !whole && !heading {
-				break
-			}
 			continue
 		}
 		address, err := parseAddress(fields[1])

@@ -2,6 +2,7 @@ package procnet_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
@@ -53,10 +54,13 @@ func TestListening(t *testing.T) {
 		if !slices.ContainsFunc(procnet.Listening(), func(s procnet.Socket) bool { return s.Address == at }) {
 			t.Errorf("%s is not among %v", at, procnet.Listening())
 		}
-		for _, whole := range []bool{true, false} {
-			found, err := procnet.Scan(whole)
-			if err != nil || !slices.ContainsFunc(found, func(s procnet.Socket) bool { return s.Covers(at) }) {
-				t.Errorf("scan, whole %t: %s is not among %v, %v", whole, at, found, err)
+		found, err := procnet.Scan()
+		if err != nil || !slices.ContainsFunc(found, func(s procnet.Socket) bool { return s.Covers(at) }) {
+			t.Errorf("scan: %s is not among %v, %v", at, found, err)
+		}
+		for _, s := range procnet.Listening() {
+			if s.Address == at && !slices.Contains(found, s) {
+				t.Errorf("scan: %v is not among %v", s, found)
 			}
 		}
 		if h := procnet.HolderOf(at, nil); h.String() != "another process" {
@@ -108,6 +112,87 @@ func FuzzParse(f *testing.F) {
 			if !s.Address.IsValid() || s.Inode == "" {
 				t.Fatalf("%+v of %q", s, data)
 			}
+		}
+	})
+}
+
+// BenchmarkScan looks for a listening socket among thousands of connections.
+func BenchmarkScan(b *testing.B) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(b.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = l.Close() })
+	for range 2000 {
+		c, err := (&net.Dialer{}).DialContext(b.Context(), "tcp4", l.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = c.Close() })
+	}
+	for b.Loop() {
+		if found, err := procnet.Scan(); err != nil || len(found) == 0 {
+			b.Fatal(found, err)
+		}
+	}
+}
+
+// datagram is what the kernel of a little-endian machine sends: one socket, and the
+// end.
+func datagram(edit func(message []byte)) []byte {
+	message := make([]byte, 16+72)
+	copy(message, []byte{88, 0, 0, 0, 20, 0, 2, 0})
+	copy(message[16:], []byte{2, 10, 0, 0, 0x1f, 0x90, 0, 0, 127, 0, 0, 1})
+	message[16+68] = 42
+	edit(message)
+	return append(message, 20, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+}
+
+func TestParseDiag(t *testing.T) {
+	t.Parallel()
+	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+		t.Log("the bytes are those of a little-endian machine; TestListening asks the kernel of this one")
+		return
+	}
+	one := func(address string) []procnet.Socket {
+		return []procnet.Socket{{Address: netip.MustParseAddrPort(address), Inode: "42"}}
+	}
+	rows := map[string]struct {
+		edit func([]byte)
+		want []procnet.Socket
+		fail string
+	}{
+		"IPv4":      {func([]byte) {}, one("127.0.0.1:8080"), ""},
+		"IPv6":      {func(m []byte) { m[16], m[24+15] = 10, 9; clear(m[24:28]) }, one("[::9]:8080"), ""},
+		"connected": {func(m []byte) { m[17] = 1 }, nil, ""},
+		"refused":   {func(m []byte) { m[4] = 2; copy(m[16:], []byte{0xfe, 0xff, 0xff, 0xff}) }, nil, "no such file"},
+		"another":   {func(m []byte) { m[4] = 77 }, nil, "type 77"},
+		"cut":       {func(m []byte) { m[0] = 200 }, nil, "unexpected answer"},
+	}
+	for name, row := range rows {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, done, err := procnet.ParseDiag(datagram(row.edit))
+			if row.fail != "" {
+				if err == nil || !strings.Contains(err.Error(), row.fail) {
+					t.Errorf("got %v, %v, want an error with %q", got, err, row.fail)
+				}
+				return
+			}
+			if diff := cmp.Diff(row.want, got, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" || !done || err != nil {
+				t.Errorf("done %t, %v (-want +got):\n%s", done, err, diff)
+			}
+		})
+	}
+}
+
+func FuzzParseDiag(f *testing.F) {
+	f.Add(datagram(func([]byte) {}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		all, done, err := procnet.ParseDiag(data)
+		if err != nil && (len(all) > 0 || done) {
+			t.Fatalf("%v, %t beside %v", all, done, err)
 		}
 	})
 }
