@@ -72,7 +72,7 @@ func TestEveryCase(t *testing.T) {
 	dir, bench, mesh := programs(t)
 	page := filepath.Join(dir, "page.md")
 	out, err := command(dir, bench, mesh, "-rounds", "1", "-only", "plain,two-hops,tcp,idle", "-idle-connections", "5",
-		"-idle-for", "10ms", "-cpus", "unpinned", "-versus", mesh, "-write", page).CombinedOutput()
+		"-idle-for", "10ms", "-cpus", "unpinned", "-versus", mesh, "-versus-hop", bench, "-write", page).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -107,7 +107,7 @@ func TestEveryCase(t *testing.T) {
 	want := map[string]int{"tcp saturation  HAProxy": 1, "tcp saturation  mesh-proxy": 1, "tcp saturation  versus": 1}
 	for _, load := range []string{"saturation", "rate"} {
 		for _, body := range []string{"100", "10k"} {
-			for _, who := range []string{"plain mesh-proxy", "plain HAProxy", "plain nginx", "two-hops mesh-proxy", "two-hops versus", "two-hops HAProxy"} {
+			for _, who := range []string{"plain mesh-proxy", "plain versus", "plain HAProxy", "plain nginx", "two-hops mesh-proxy", "two-hops versus", "two-hops HAProxy"} {
 				scenario, name, _ := strings.Cut(who, " ")
 				want[fmt.Sprint(scenario, " ", load, " ", body, " ", name)] = 1
 			}

@@ -184,7 +184,8 @@ func (f *field) startLanes(ctx context.Context) error {
 		hop   bool
 		start func() error
 	}{
-		{meshName, true, f.meshHop},
+		{meshName, true, func() error { return f.meshHop(meshName, f.options.self) }},
+		{versusName, true, func() error { return f.meshHop(versusName, f.options.versusHop) }},
 		{haproxyName, true, f.haproxyHop},
 		{envoyName, true, f.envoyHop},
 		{nginxName, true, func() error { return f.nginxHop(ctx) }},
@@ -353,16 +354,12 @@ func (f *field) note(name, text string) {
 
 // startBackend starts this program as the backend.
 func (f *field) startBackend() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	addresses, files, err := f.listen(2)
 	if err != nil {
 		return err
 	}
 	f.backend, f.stream = addresses[0], addresses[1]
-	_, err = f.started(rig.Start(self, []string{backendCommand}, rig.Options{Files: files, Env: quiet()}))
+	_, err = f.started(rig.Start(f.options.self, []string{backendCommand}, rig.Options{Files: files, Env: quiet()}))
 	return err
 }
 

@@ -24,18 +24,18 @@ import (
 	"github.com/meshd/meshd/tests/conformance/rig"
 )
 
-// meshHop starts this program as a plain hop made of the mesh's parts.
-func (f *field) meshHop() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
+// meshHop starts this program, or another build of it, as a plain hop made of
+// the mesh's parts.
+func (f *field) meshHop(name, program string) error {
+	if program == "" {
+		return nil // only one of the two kinds of versus
 	}
 	addresses, files, err := f.listen(2)
 	if err != nil {
 		return err
 	}
-	pid, err := f.started(rig.Start(self, []string{hopCommand, f.backend}, rig.Options{Files: files}))
-	f.lanes = append(f.lanes, lane{plain, meshName, addresses[0], []part{{
+	pid, err := f.started(rig.Start(program, []string{hopCommand, f.backend}, rig.Options{Files: files}))
+	f.lanes = append(f.lanes, lane{plain, name, addresses[0], []part{{
 		role: "proxy", pids: []int{pid}, metrics: "http://" + addresses[1] + "/metrics",
 	}}})
 	return err

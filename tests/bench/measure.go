@@ -80,16 +80,12 @@ func (o options) job(t trial, l lane) load.Job {
 
 // client runs a job in a process of its own, on the CPUs of the ends.
 func (f *field) client(ctx context.Context, job load.Job) (out load.Result, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return out, err
-	}
 	input, err := json.Marshal(job)
 	if err != nil {
 		return out, err
 	}
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, self, loadCommand)
+	cmd := exec.CommandContext(ctx, f.options.self, loadCommand)
 	cmd.Env = append(os.Environ(), quiet()...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr

@@ -28,6 +28,7 @@ const (
 // options are what the flags say.
 type options struct {
 	mesh, versus, envoy string
+	versusHop, self     string
 	only, peers         []string
 	loads               []string
 	bodies              []string
@@ -70,6 +71,7 @@ func parse(ctx context.Context, args []string, out io.Writer) (options, error) {
 	fs.SetOutput(out)
 	fs.StringVar(&o.mesh, "mesh-proxy", "bin/mesh-proxy", "`path` of mesh-proxy")
 	fs.StringVar(&o.versus, "versus", "", "`path` of another build of mesh-proxy, to compare with: it takes part as \"versus\"")
+	fs.StringVar(&o.versusHop, "versus-hop", "", "`path` of another build of this benchmark: its plain hop takes part as \"versus\"")
 	fs.StringVar(&o.envoy, "envoy", "", "`path` of Envoy (default the one in PATH, or that of make bench)")
 	list(&o.only, fs, "only", "what to measure", string(plain), string(mutual), string(stream), idle, mallocs)
 	list(&o.peers, fs, "peers", "who takes part", meshName, versusName, haproxyName, envoyName, nginxName)
@@ -121,7 +123,10 @@ func (o *options) hurry(fs *flag.FlagSet) {
 // find finds the programs, or notes who is absent.
 func (o *options) find(ctx context.Context) error {
 	var err error
-	for _, path := range []*string{&o.mesh, &o.versus} {
+	if o.self, err = os.Executable(); err != nil {
+		return err
+	}
+	for _, path := range []*string{&o.mesh, &o.versus, &o.versusHop} {
 		if *path == "" {
 			continue
 		}
@@ -129,7 +134,7 @@ func (o *options) find(ctx context.Context) error {
 			return err
 		}
 		if _, err := os.Stat(*path); err != nil {
-			return fmt.Errorf("find mesh-proxy: %w; run: make build", err)
+			return fmt.Errorf("find what is to be measured: %w; run: make build", err)
 		}
 	}
 	if runtime.NumCPU() < 2 && slices.Contains(o.settings, string(pinned)) {
@@ -143,7 +148,7 @@ func (o *options) find(ctx context.Context) error {
 		o.peers = slices.DeleteFunc(slices.Clone(o.peers), func(p string) bool { return p == name })
 		o.absent = append(o.absent, fmt.Sprintf("%s is missing: %v", name, reason))
 	}
-	if o.versus == "" {
+	if o.versus == "" && o.versusHop == "" {
 		o.peers = slices.DeleteFunc(slices.Clone(o.peers), func(p string) bool { return p == versusName })
 	}
 	for name, program := range map[string]string{haproxyName: "haproxy", nginxName: "nginx"} {

@@ -93,8 +93,11 @@ func newReport(ctx context.Context, o options) *report {
 	}
 	r.Machine = fmt.Sprintf("%d × %s, %s", runtime.NumCPU(), cpu, firstLine(ctx, "uname", "-sr"))
 	r.Versions = []string{firstLine(ctx, o.mesh, "--version") + ", " + runtime.Version()}
-	if o.takes(versusName) {
+	if o.versus != "" && o.takes(versusName) {
 		r.Versions = append(r.Versions, "versus: "+firstLine(ctx, o.versus, "--version")+", "+o.versus)
+	}
+	if o.versusHop != "" && o.takes(versusName) {
+		r.Versions = append(r.Versions, "versus on the plain hop: "+o.versusHop)
 	}
 	for _, p := range []struct{ name, program, flag string }{
 		{haproxyName, "haproxy", "-v"}, {envoyName, o.envoy, "--version"}, {nginxName, "nginx", "-v"},
