@@ -58,7 +58,7 @@ func (a *Agent) watchRoutes(ctx context.Context, mux *http.ServeMux) {
 			refuse(w, err)
 			return
 		}
-		explained := client.Recount(answer.Records[0], a.trustDomain(), time.Now())
+		explained := client.Recount(client.Telling(answer.Records), a.trustDomain(), time.Now())
 		explained.Records = answer.Records
 		reply(w, http.StatusOK, explained)
 	})

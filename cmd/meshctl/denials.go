@@ -176,8 +176,14 @@ func (a *app) explainID(ctx context.Context, o *observer, id string) error {
 	for i := range e.Next {
 		e.Next[i] = printable(e.Next[i])
 	}
-	if n := len(e.Records); n > 1 {
-		a.note("%d records have this id, by chance; the newest is explained, -o json shows all", n)
+	given := 0
+	for _, r := range e.Records {
+		if r.Verdict != flow.Passed {
+			given++
+		}
+	}
+	if given > 1 {
+		a.note("by chance %d requests have this id; the newest is explained, -o json shows all", given)
 	}
 	return a.showExplanation(e)
 }

@@ -166,9 +166,9 @@ func (a *API) explainID(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := found.Records[0]
+	r := client.Telling(found.Records)
 	e := client.Recount(r, a.cfg.Info.TrustDomain, a.cfg.Now())
-	e.Records = found.Records // by chance there may be two of an id
+	e.Records = found.Records // of both sides, and by chance of two requests
 	e.Position = s.Position()
 	if r.Verdict == flow.Denied {
 		a.explainNow(s, r, &e)

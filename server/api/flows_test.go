@@ -208,6 +208,17 @@ func TestExplainID(t *testing.T) {
 		t.Errorf("after it was allowed: %v\n%s", err, facts(e))
 	}
 
+	caller := seen()
+	caller.Direction, caller.Verdict, caller.Node, caller.Decision, caller.Intention = flow.Outbound, flow.Passed, "vm-a", "", ""
+	answer.Records = []flow.Record{caller, seen()}
+	if e, err = c.ExplainID(t.Context(), "7f3a91"); err != nil || e.Verdict != "DENIED by policy" || len(e.Records) != 2 || !strings.Contains(facts(e), "on node vm-b") {
+		t.Errorf("of both sides the one that denied must tell: %v\n%s", err, facts(e))
+	}
+	answer.Records = []flow.Record{caller}
+	if e, err = c.ExplainID(t.Context(), "7f3a91"); err != nil || e.Verdict != "ANSWERED by the destination's proxy: denied" || e.Works {
+		t.Errorf("the caller's side alone: %v\n%s %s", err, e.Verdict, facts(e))
+	}
+
 	_, err = c.ExplainID(t.Context(), "000000")
 	if client.CodeOf(err) != client.CodeNotFound || !strings.Contains(err.Error(), "each keeps its newest 1024") || !strings.Contains(err.Error(), "vm-c: no answer") {
 		t.Errorf("unknown: %v", err)

@@ -104,6 +104,17 @@ func UnknownID(id string, a flow.Answer) *Error {
 	return e
 }
 
+// Telling returns the record that says most of those that have one id: that of the
+// proxy which gave it out. There is at least one.
+func Telling(records []flow.Record) flow.Record {
+	for _, r := range records {
+		if r.Verdict != flow.Passed {
+			return r
+		}
+	}
+	return records[0]
+}
+
 // Recount explains a record by itself, as far as it can be without asking anybody.
 func Recount(r flow.Record, trustDomain string, now time.Time) Explanation {
 	e := Explanation{Position: r.Plan, Records: []flow.Record{r}, Access: Access{Rule: -1, Reason: r.Decision}}
@@ -145,6 +156,10 @@ func Recount(r flow.Record, trustDomain string, now time.Time) Explanation {
 		e.Verdict = "REFUSED on the mesh port: " + r.Reason
 		fact(FactFail, "%s", reasonText(r))
 		e.Next = append(e.Next, "call through a declared upstream of a host of this mesh; meshctl check on the caller's host")
+	case flow.Passed:
+		e.Verdict = "ANSWERED by the destination's proxy: " + r.Reason
+		fact(FactFail, "the proxy of instance %s of %s answered with %d, %s; it knows why", r.Endpoint, destination, r.Status, r.Reason)
+		e.Next = append(e.Next, "meshctl explain id:"+r.ErrorID+", through a server, or with --local on the host of instance "+r.Endpoint)
 	default:
 		e.Verdict = "FAILED: " + r.Reason
 		fact(FactFail, "%s", reasonText(r))

@@ -300,13 +300,15 @@ type Explanation struct {
 	Position catalog.Position `json:"position"`
 	// Verdict is "ALLOWED", "DENIED by policy", "DEPENDS on the request" or
 	// "ALLOWED, but it cannot be served now". Of an id it is what became of that
-	// request: "DENIED by policy", "REFUSED on the mesh port: …" or "FAILED: …".
+	// request: "DENIED by policy", "REFUSED on the mesh port: …", "FAILED: …" or, on
+	// the caller's host alone, "ANSWERED by the destination's proxy: …".
 	Verdict string   `json:"verdict"`
 	Access  Access   `json:"access"`
 	Works   bool     `json:"works"`
 	Facts   []Fact   `json:"facts"`
 	Next    []string `json:"next,omitempty"`
-	// Records are those of the id that was asked about, the newest first.
+	// Records are those of the id that was asked about, the newest first: of both
+	// sides, if both know of it.
 	Records []flow.Record `json:"records,omitempty"`
 }
 

@@ -228,19 +228,22 @@ func (s *spine) onTheHost(nearID, farID string, remote []string) {
 	for _, row := range []struct {
 		at   *member
 		id   string
-		code int
+		want string
 		args []string
 	}{
-		{s.web, nearID, 3, []string{"--local"}},
-		{s.web, farID, 4, []string{"--local"}}, // the other host's
-		{s.api, farID, 3, []string{"--local"}},
-		{s.web, nearID, 3, remote}, // no server answers: it asks here
+		{s.web, nearID, "DENIED by policy\n", []string{"--local"}},
+		{s.api, farID, "DENIED by policy\n", []string{"--local"}},
+		{s.web, farID, "ANSWERED by the destination's proxy: denied\n", []string{"--local"}}, // which knows why
+		{s.web, nearID, "DENIED by policy\n", remote},                                        // no server answers: it asks here
 	} {
 		args := append([]string{"explain", "id:" + row.id, "--agent-socket", row.at.path("agent.sock")}, row.args...)
 		r := row.at.run("meshctl", args...)
-		if r.code != row.code || row.code == 3 && (!strings.Contains(r.stdout, "DENIED by policy") || !strings.Contains(r.stdout, "next: meshctl intention allow web api")) {
-			s.t.Errorf("%v on %s: exit %d, want %d\n%s%s", args, row.at.name, r.code, row.code, r.stdout, r.stderr)
+		if r.code != 3 || !strings.HasPrefix(r.stdout, row.want) || !strings.Contains(r.stdout, "next: meshctl ") {
+			s.t.Errorf("%v on %s: exit %d, want 3 and %q\n%s%s", args, row.at.name, r.code, row.want, r.stdout, r.stderr)
 		}
+	}
+	if r := s.web.run("meshctl", "explain", "id:000000", "--local", "--agent-socket", s.web.path("agent.sock")); r.code != 4 {
+		s.t.Errorf("an unknown id on the host: exit %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	local := &tapped{t: s.t, process: s.web.start("tap", "meshctl", "tap", "--local", "--agent-socket", s.web.path("agent.sock"), "-o", "json")}
 	local.says(5*time.Second, "watching the proxies of this host")
