@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +37,8 @@ type Definition struct {
 	// which this node's proxy connects to in the application's place. It excludes
 	// Address.
 	External string `json:"external,omitempty"`
+	// TLS protects the connection to External; nil: it is plain.
+	TLS *ExternalTLS `json:"tls,omitempty"`
 	// Weight is the instance's part of the service's traffic in proportion to
 	// others, 1 to MaxWeight; 1 when 0.
 	Weight    int               `json:"weight,omitzero"`
@@ -43,6 +46,15 @@ type Definition struct {
 	Meta      map[string]string `json:"meta,omitempty"`
 	Checks    []Check           `json:"checks,omitempty"`
 	Upstreams []Upstream        `json:"upstreams,omitempty"`
+}
+
+// ExternalTLS is TLS with a destination outside the mesh.
+type ExternalTLS struct {
+	// ServerName is asked for and demanded of the certificate; External when empty.
+	ServerName string `json:"server_name,omitempty"`
+	// CAFile is the absolute path of a PEM file with the roots that the certificate
+	// must chain to; those of the host when empty.
+	CAFile string `json:"ca_file,omitempty"`
 }
 
 // A DefinitionPort is one of several named ports of an application.
@@ -192,6 +204,25 @@ func (d Definition) externalChecks() []Check {
 	return checks
 }
 
+// Authority is what HTTP requests to a port of External are called by: the name
+// that TLS asks for, or External, with the port where it is not the usual one.
+func (d Definition) Authority(port uint16) string {
+	name, usual := d.External, uint16(80)
+	if d.TLS != nil {
+		usual = 443
+		if d.TLS.ServerName != "" {
+			name = d.TLS.ServerName
+		}
+	}
+	if port != usual {
+		return net.JoinHostPort(name, strconv.Itoa(int(port)))
+	}
+	if strings.Contains(name, ":") {
+		return "[" + name + "]"
+	}
+	return name
+}
+
 // Host is where the application of a definition with defaults listens: Address,
 // or External.
 func (d Definition) Host() string {
@@ -260,6 +291,15 @@ func (d Definition) Validate() error {
 		p.Add("external", "excludes address: the application is here, or it is outside the mesh")
 	case d.External != "" && d.Port == 0 && len(d.Ports) == 0:
 		p.Add("external", "has no effect without a port: write the port to connect to")
+	}
+	if d.TLS != nil {
+		if d.External == "" {
+			p.Add("tls", "is for a destination outside the mesh: add external, or remove it; between hosts everything is encrypted anyway")
+		}
+		p.external("tls.server_name", d.TLS.ServerName)
+		if d.TLS.CAFile != "" && !filepath.IsAbs(d.TLS.CAFile) {
+			p.Add("tls.ca_file", "%q is relative: write an absolute path", d.TLS.CAFile)
+		}
 	}
 	p.weight("weight", d.Weight)
 	p.tags("tags", d.Tags)

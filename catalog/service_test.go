@@ -320,6 +320,9 @@ func TestExternal(t *testing.T) {
 		"a long label":          {catalog.Definition{External: strings.Repeat("a", 64) + ".com", Port: 80}, []string{"external"}},
 		"too long":              {catalog.Definition{External: strings.Repeat("a.", 127) + "com", Port: 80}, []string{"external"}},
 		"no port":               {catalog.Definition{External: "db.example.com"}, []string{"external"}},
+		"TLS":                   {catalog.Definition{External: "api.example.com", Port: 443, TLS: &catalog.ExternalTLS{ServerName: "x.example.com", CAFile: "/etc/ca.pem"}}, nil},
+		"TLS, wrong":            {catalog.Definition{External: "api.example.com", Port: 443, TLS: &catalog.ExternalTLS{ServerName: "x y", CAFile: "ca.pem"}}, []string{"tls.server_name", "tls.ca_file"}},
+		"TLS with nobody":       {catalog.Definition{Port: 443, TLS: &catalog.ExternalTLS{}}, []string{"tls"}},
 		"an application's, too": {catalog.Definition{External: "db.example.com", Port: 80, Address: "10.0.0.1"}, []string{"external"}},
 	}
 	for name, tt := range tests {
@@ -343,6 +346,19 @@ func TestExternal(t *testing.T) {
 	}
 	if full.Address != "" || full.Host() != d.External || d.Instance("vm-egress1", "10.0.0.9:7443").External != d.External || full.Validate() != nil {
 		t.Errorf("%+v, %v", full, full.Validate())
+	}
+	for want, one := range map[string]catalog.Definition{
+		"db.example.com:8443": {External: "db.example.com"},
+		"other.example.com":   {External: "10.0.0.1", TLS: &catalog.ExternalTLS{ServerName: "other.example.com"}},
+		"[2001:db8::1]":       {External: "2001:db8::1", TLS: &catalog.ExternalTLS{}},
+	} {
+		port := uint16(443)
+		if one.TLS == nil {
+			port = 8443
+		}
+		if got := one.Authority(port); got != want {
+			t.Errorf("authority %q, want %q", got, want)
+		}
 	}
 	d.Checks = []catalog.Check{{Name: "own", HTTP: "https://saas.example.com/health", Interval: catalog.Duration(time.Minute)}}
 	if own := d.WithDefaults().Checks; len(own) != 1 || own[0].Name != "own" {

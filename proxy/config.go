@@ -89,6 +89,26 @@ type Inbound struct {
 	Protocol catalog.Protocol `json:"protocol"`
 	// Local is the application's own host:port.
 	Local string `json:"local"`
+	// Outside says how to speak to what is there, where that is no application of
+	// this host but a destination outside the mesh.
+	Outside *Outside `json:"outside,omitempty"`
+}
+
+// Outside is how a destination outside the mesh is spoken to.
+type Outside struct {
+	// Authority replaces the one of HTTP requests.
+	Authority string `json:"authority"`
+	// TLS, if not nil, protects the connection.
+	TLS *OutsideTLS `json:"tls,omitempty"`
+}
+
+// OutsideTLS is TLS with somebody who is not of the mesh.
+type OutsideTLS struct {
+	// ServerName is asked for, and the certificate must be for it.
+	ServerName string `json:"server_name"`
+	// CAFile holds the roots that the certificate must chain to, as PEM; empty:
+	// those of the host.
+	CAFile string `json:"ca_file,omitempty"`
 }
 
 // Cluster is one port of one destination service, seen from here.

@@ -107,6 +107,11 @@ func (v *validator) inbounds() {
 		}
 		v.protocol(at+".protocol", in.Protocol)
 		v.dialAddress(at+".local", in.Local)
+		if o := in.Outside; o != nil && o.Authority == "" {
+			v.Add(at+".outside.authority", "is missing")
+		} else if o != nil && o.TLS != nil && o.TLS.ServerName == "" {
+			v.Add(at+".outside.tls.server_name", "is missing")
+		}
 	}
 }
 

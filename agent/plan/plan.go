@@ -148,12 +148,25 @@ func (b *builder) inbound(d catalog.Definition) {
 		name := proxy.ServerName(p.Name, d.ID, ref.Name, ref.Namespace)
 		b.inbounds[name] = proxy.Inbound{
 			ServerName: name, Service: b.identity(ref), Instance: d.ID, Port: p.Name, Protocol: p.Protocol,
-			Local: join(d.Host(), p.Port),
+			Local: join(d.Host(), p.Port), Outside: outside(d, p.Port),
 		}
 	}
 	if _, done := b.policies[ref]; len(d.Ports) > 0 && !done {
 		b.policies[ref] = b.policy(ref)
 	}
+}
+
+// outside is how a port of a destination outside the mesh is spoken to; nil for an
+// application.
+func outside(d catalog.Definition, port uint16) *proxy.Outside {
+	if d.External == "" {
+		return nil
+	}
+	o := &proxy.Outside{Authority: d.Authority(port)}
+	if d.TLS != nil {
+		o.TLS = &proxy.OutsideTLS{ServerName: cmp.Or(d.TLS.ServerName, d.External), CAFile: d.TLS.CAFile}
+	}
+	return o
 }
 
 // policy returns what may reach a local service. Without a word from a server,

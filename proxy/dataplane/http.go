@@ -132,6 +132,9 @@ func (a *attempt) fail(ex *l7.Exchange, err *l7.Error) l7.Response {
 func (a *attempt) local(ex *l7.Exchange, in *inboundRoute) l7.Response {
 	a.reset(ex, nil)
 	a.app = true
+	if in.outside != nil {
+		in.outside.prepare(&ex.Request)
+	}
 	a.set(in.app.Forward(ex))
 	return a
 }

@@ -56,14 +56,14 @@ func (p *Plane) serveMesh(ctx context.Context, nc *sock.Conn) {
 		})
 		return
 	}
-	app, err := p.dialTCP(ctx, in.Local)
+	app, err := p.dialApp(ctx, in.Local, in.outside)
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelDebug, "application did not accept", slog.String("address", in.Local), slog.Any("error", err))
 		p.refuse(ctx, l, ReasonConnect)
 		reset(conn)
 		return
 	}
-	server := sock.New(app)
+	server := streamOf(app)
 	if !l.hold(1, server) {
 		reset(server)
 	}

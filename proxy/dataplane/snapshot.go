@@ -34,9 +34,9 @@ type snapshot struct {
 	denied    map[string]string         // by cluster: why, for the clusters that are denied
 	policies  map[catalog.Name]policy   // of local services
 	endpoints map[endpointKey]*endpoint // in use by upstreams
-	apps      map[string]*l7.Pool       // by address of the local application
-	states    balance.Registry          // of endpoints
-	budgets   map[balance.Key]budget    // of clusters; their keys name no instance
+	apps      map[appKey]*localApp
+	states    balance.Registry       // of endpoints
+	budgets   map[balance.Key]budget // of clusters; their keys name no instance
 }
 
 type policy struct {
@@ -50,7 +50,32 @@ type inboundRoute struct {
 	destination catalog.Name
 	policy      *intentions.Policy
 	app         *l7.Pool
+	outside     *outside // nil: it is an application of this host
 	leaf        *ca.Leaf // nil if there is none
+}
+
+// appKey tells apart what inbounds stand for.
+type appKey struct {
+	local, authority, serverName, caFile string
+	protocol                             catalog.Protocol
+	outside, secure                      bool
+}
+
+// localApp is what an inbound stands for, with the connections to it.
+type localApp struct {
+	pool    *l7.Pool
+	outside *outside
+}
+
+func keyOfApp(in proxy.Inbound) appKey {
+	key := appKey{local: in.Local}
+	if o := in.Outside; o != nil {
+		key.outside, key.authority = true, o.Authority
+		if o.TLS != nil {
+			key.secure, key.serverName, key.caFile, key.protocol = true, o.TLS.ServerName, o.TLS.CAFile, in.Protocol
+		}
+	}
+	return key
 }
 
 // http reports whether connections with the ALPN are HTTP, and whether the port takes the ALPN at all. A caller must not get
@@ -113,7 +138,7 @@ func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (
 		denied:    map[string]string{},
 		policies:  make(map[catalog.Name]policy, len(cfg.Policies)),
 		endpoints: map[endpointKey]*endpoint{},
-		apps:      map[string]*l7.Pool{},
+		apps:      map[appKey]*localApp{},
 	}
 	for _, leaf := range leaves {
 		s.leaves[leaf.ID()] = leaf
@@ -139,24 +164,26 @@ func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (
 
 func (p *Plane) compileInbound(s, before *snapshot, in proxy.Inbound) *inboundRoute {
 	name := catalog.Name{Namespace: in.Service.Namespace, Name: in.Service.Name}
-	app := s.apps[in.Local]
+	key := keyOfApp(in)
+	app := s.apps[key]
 	if app == nil {
-		app = before.apps[in.Local]
+		app = before.apps[key]
 	}
 	if app == nil {
 		address, limit := in.Local, p.limits.ConnectTimeout
-		if _, _, named := hostName(address); named {
+		if _, _, named := hostName(address); named || key.secure {
 			limit = max(limit, nameConnect)
 		}
-		app = l7.NewPool(l7.PoolConfig{
-			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialTCP(ctx, address) },
+		o := newOutside(in)
+		app = &localApp{outside: o, pool: l7.NewPool(l7.PoolConfig{
+			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialApp(ctx, address, o) },
 			ConnectTimeout: limit,
 			Limits:         p.limits.Head,
-		})
+		})}
 	}
-	s.apps[in.Local] = app
+	s.apps[key] = app
 	return &inboundRoute{
-		Inbound: in, destination: name, policy: s.policies[name].compiled, app: app, leaf: s.leaves[in.Service],
+		Inbound: in, destination: name, policy: s.policies[name].compiled, app: app.pool, outside: app.outside, leaf: s.leaves[in.Service],
 	}
 }
 
@@ -278,9 +305,9 @@ func (s *snapshot) retire(next *snapshot) {
 			e.pool.CloseIdle()
 		}
 	}
-	for address, pool := range s.apps {
-		if next.apps[address] != pool {
-			pool.CloseIdle()
+	for key, app := range s.apps {
+		if next.apps[key] != app {
+			app.pool.CloseIdle()
 		}
 	}
 }
