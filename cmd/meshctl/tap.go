@@ -270,7 +270,7 @@ func (p *recordPrinter) head() error {
 		return p.line(lower(recordColumns))
 	case "table", "wide":
 		// As wide as most of what will come, so that columns seldom move.
-		p.widths = []int{12, 12, 12, 24, 14, 7, 6}
+		p.widths = []int{12, 12, 12, 24, 14, 7, 6, 8, 8, 8, 17, 6, 8}
 		return p.line(recordColumns)
 	default:
 		return nil

@@ -50,6 +50,9 @@ func (r *reply) fail(ex *Exchange, err *Error) Response {
 	text := append(r.text[:0], err.Reason.String()...)
 	text = append(text, ": "...)
 	text = append(text, err.Reason.Advice()...)
+	if err.Reason == Denied { // the advice is a command
+		text = append(append(text, " id:"...), r.id[:]...)
+	}
 	if err.Detail != "" {
 		text = append(text, " ("...)
 		text = append(text, err.Detail...)
