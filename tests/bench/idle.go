@@ -56,11 +56,11 @@ func (f *field) idle(ctx context.Context, r *report) (err error) {
 		return ctx.Err()
 	}
 	for _, c := range crowds {
-		after, err := load.Private(c.pids)
+		after, err := load.MemoryOf(c.pids)
 		if err != nil {
 			return err
 		}
-		each := (float64(after) - float64(c.before)) / float64(len(c.conns))
+		each := (float64(after.Private) - float64(c.before)) / float64(len(c.conns))
 		r.Idle = append(r.Idle, memory{Scenario: mutual, Name: c.name, Role: "far", Bytes: each})
 	}
 	return nil
@@ -91,9 +91,11 @@ func (f *field) gather(ctx context.Context, c *crowd, address string) error {
 		// Peers are known by a URI. Whom this client talks to does not matter here.
 		InsecureSkipVerify: true,
 	}}
-	if c.before, err = load.Private(c.pids); err != nil {
+	before, err := load.MemoryOf(c.pids)
+	if err != nil {
 		return err
 	}
+	c.before = before.Private
 	for range f.options.idleConns {
 		nc, err := d.DialContext(ctx, "tcp", address)
 		if err != nil {

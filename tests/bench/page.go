@@ -20,7 +20,7 @@ func notes() []string {
 		fmt.Sprintf("**The same work:** every contender is configured for %d clusters of %d endpoints, chooses the less loaded of two, reuses connections, enforces %d access rules (each a caller, for GET and HEAD, but not under /admin/), adds x-forwarded-client-cert, counts for Prometheus and is scraped once before; none writes an access log. The benchmark checks before it measures that the header arrives and that /admin/ is refused. Two hops prove both sides with P-256 certificates over TLS 1.3, %s. HAProxy can't look at the URI in a certificate, so it compares the subject's common name, which has the same text.",
 			clusters, endpoints, rules, cipherSuite),
 		"**One plain hop:** mesh-proxy has none. Whatever leaves it for the mesh is mutual TLS, and no plan says otherwise. What stands here as mesh-proxy is a program of the benchmark with the mesh's own HTTP engine, policy, balancer and counters around it, which does per request what the data plane does, without its table of live connections. Rules go by source address there for the others.",
-		"**Private memory** is Private_Clean and Private_Dirty of /proc/PID/smaps_rollup: what the machine would have more without the process. Pages that processes share are not in it.",
+		"**Private memory** is what a process has written: anonymous pages and shared memory, Pss_Anon and Pss_Shmem of /proc/PID/smaps_rollup. Pages of the program's file and of libraries are apart: the kernel may drop them, and processes of one program share them.",
 	}
 }
 

@@ -68,6 +68,7 @@ type memory struct {
 	Name     string   `json:"name"`
 	Role     string   `json:"role"`
 	Bytes    float64  `json:"bytes"`
+	File     float64  `json:"file,omitempty"`
 }
 
 // allocations are those of a process over some requests; Scrape of them are
@@ -361,7 +362,10 @@ func (r *report) memory() section {
 		if m.Scenario == plain {
 			where += " (one plain hop)"
 		}
-		out.rows = append(out.rows, []string{"private memory " + where, m.Name, m.Role, fmt.Sprintf("%.1f MiB (%.1f MB)", m.Bytes/(1<<20), m.Bytes/1e6)})
+		out.rows = append(out.rows, []string{
+			"private memory " + where, m.Name, m.Role,
+			fmt.Sprintf("%.1f MiB (%.1f MB); besides %.1f MiB of files", m.Bytes/(1<<20), m.Bytes/1e6, m.File/(1<<20)),
+		})
 	}
 	for _, m := range r.Idle {
 		out.rows = append(out.rows, []string{

@@ -76,11 +76,13 @@ func (f *field) private(r *report) error {
 			continue
 		}
 		for _, p := range l.parts {
-			bytes, err := load.Private(p.pids)
+			m, err := load.MemoryOf(p.pids)
 			if err != nil {
 				return err
 			}
-			r.Plans = append(r.Plans, memory{Scenario: l.scenario, Name: l.name, Role: p.role, Bytes: float64(bytes)})
+			r.Plans = append(r.Plans, memory{
+				Scenario: l.scenario, Name: l.name, Role: p.role, Bytes: float64(m.Private), File: float64(m.File),
+			})
 		}
 	}
 	return nil

@@ -233,11 +233,11 @@ func (c *client) turn(ctx context.Context, now time.Duration) (err error) {
 			c.out.Counted = append(c.out.Counted, after.counters[i]-c.before.counters[i])
 		}
 		for _, pids := range c.job.Processes {
-			private, err := Private(pids)
+			memory, err := MemoryOf(pids)
 			if err != nil {
 				return err
 			}
-			c.out.Private = append(c.out.Private, private)
+			c.out.Private = append(c.out.Private, memory.Private)
 		}
 	}
 	return nil

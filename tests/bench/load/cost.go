@@ -61,29 +61,56 @@ func CPU(pids []int) (time.Duration, error) {
 	return sum, nil
 }
 
-// Private returns the memory that is gone from the machine only because of the
-// processes, in bytes: Private_Clean and Private_Dirty (and huge pages) of
-// /proc/PID/smaps_rollup.
-func Private(pids []int) (uint64, error) {
-	var sum uint64
+// Memory is what processes hold, in bytes.
+type Memory struct {
+	// Private is what they have written: anonymous pages and shared memory,
+	// Pss_Anon and Pss_Shmem of /proc/PID/smaps_rollup. What processes of one
+	// family share counts once.
+	Private uint64
+	// File is pages of the program's file and of libraries, those of the process
+	// that has the most: the rest of Rss. The kernel may drop them, and they are
+	// there once however many processes run the program. (Private_Clean and
+	// Private_Dirty would have them in while only one does, and for some seconds
+	// after the file was written.)
+	File uint64
+}
+
+// MemoryOf returns what processes hold now.
+func MemoryOf(pids []int) (Memory, error) {
+	var sum Memory
 	for _, pid := range pids {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
-			return 0, err
+			return Memory{}, err
 		}
-		for line := range bytes.Lines(data) {
-			name, value, _ := bytes.Cut(line, []byte(":"))
-			switch string(name) {
-			case "Private_Clean", "Private_Dirty", "Private_Hugetlb":
-			default:
-				continue
-			}
-			kib, err := strconv.ParseUint(string(bytes.TrimSuffix(bytes.TrimSpace(value), []byte(" kB"))), 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("read /proc/%d/smaps_rollup: %w", pid, err)
-			}
-			sum += kib << 10
+		rollup, err := fields(data)
+		if err != nil {
+			return Memory{}, fmt.Errorf("read /proc/%d/smaps_rollup: %w", pid, err)
 		}
+		shared := rollup["Pss_Shmem"]
+		sum.Private += rollup["Pss_Anon"] + shared + rollup["Private_Hugetlb"]
+		sum.File = max(sum.File, rollup["Rss"]-min(rollup["Rss"], rollup["Anonymous"]+shared))
 	}
 	return sum, nil
+}
+
+// fields reads lines such as "Rss: 12 kB" as bytes.
+func fields(rollup []byte) (map[string]uint64, error) {
+	out := map[string]uint64{}
+	for line := range bytes.Lines(rollup) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		text, ok := bytes.CutSuffix(bytes.TrimSpace(value), []byte(" kB"))
+		if !ok {
+			continue // the first line is of addresses
+		}
+		kib, err := strconv.ParseUint(string(text), 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		out[string(name)] = kib << 10
+	}
+	if _, ok := out["Pss_Anon"]; !ok {
+		return nil, errors.New("no Pss_Anon, which Linux has since 5.4")
+	}
+	return out, nil
 }
