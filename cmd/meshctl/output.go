@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -71,11 +72,15 @@ func (a *app) showTable(t table) error {
 		_, err := fmt.Fprintln(a.err, "none")
 		return err
 	}
+	return a.writeTable(a.out, t)
+}
+
+func (a *app) writeTable(out io.Writer, t table) error {
 	n := len(t.columns)
 	if t.wide > 0 && a.format != "wide" {
 		n = t.wide
 	}
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, row := range append([][]string{t.columns}, t.rows...) {
 		if _, err := fmt.Fprintln(w, strings.Join(row[:n], "\t")); err != nil {
 			return err

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -136,17 +135,18 @@ func (a *app) refresh(board *flow.Board, opt topOptions) error {
 		shown = shown[:room]
 	}
 	var b strings.Builder
-	// Home, and clear what was there (ECMA-48, 8.3.21 and 8.3.39).
-	b.WriteString("\x1b[H\x1b[2J")
-	b.WriteString(clip(fmt.Sprintf("meshctl top, every %s, %s%s; Ctrl-C ends", opt.interval, time.Now().Format("15:04:05"), more), columns) + "\n\n")
-	var text strings.Builder
-	if err := writeBoard(&text, boardTable(shown, opt)); err != nil {
+	fmt.Fprintf(&b, "meshctl top, every %s, %s%s; Ctrl-C ends\n\n", opt.interval, time.Now().Format("15:04:05"), more)
+	if err := a.writeTable(&b, boardTable(shown, opt)); err != nil {
 		return err
 	}
-	for line := range strings.Lines(text.String()) {
-		b.WriteString(clip(strings.TrimRight(line, "\n"), columns) + "\n")
+	// Home; each line and what was below is cleared as it is written, so that nothing flickers (ECMA-48, 8.3.21, 8.3.41, 8.3.39).
+	var screen strings.Builder
+	screen.WriteString("\x1b[H")
+	for line := range strings.Lines(b.String()) {
+		screen.WriteString(clip(strings.TrimRight(line, "\n"), columns) + "\x1b[K\n")
 	}
-	_, err := fmt.Fprint(a.out, b.String())
+	screen.WriteString("\x1b[J")
+	_, err := fmt.Fprint(a.out, screen.String())
 	return err
 }
 
@@ -164,9 +164,9 @@ func boardRows(board *flow.Board, opt topOptions) []flow.Row {
 }
 
 func boardTable(rows []flow.Row, opt topOptions) table {
-	t := table{columns: []string{"DESTINATION", "RPS", "SUCCESS", "P50", "P95", "P99", "DENIED/S", "TCP OPEN", "TCP/S", "BYTES/S OUT", "BYTES/S IN"}}
+	t := table{columns: []string{"DESTINATION", "RPS", "SUCCESS", "P50", "P95", "P99", "DENIED/S", "TCP OPEN", "TCP/S", "BYTES/S OUT", "BYTES/S IN"}, wide: 8}
 	if opt.edges {
-		t.columns = append([]string{"SOURCE"}, t.columns...)
+		t.columns, t.wide = append([]string{"SOURCE"}, t.columns...), t.wide+1
 	} else {
 		t.columns[0] = "SERVICE"
 	}
@@ -229,16 +229,6 @@ func millis(v *float64) string {
 	default:
 		return strconv.FormatFloat(*v, 'f', 1, 64) + "ms"
 	}
-}
-
-func writeBoard(out *strings.Builder, t table) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	for _, row := range append([][]string{t.columns}, t.rows...) {
-		if _, err := fmt.Fprintln(w, strings.Join(row, "\t")+"\t"); err != nil {
-			return err
-		}
-	}
-	return w.Flush()
 }
 
 // clip cuts a line to what the terminal shows; 0 columns are any number.
