@@ -168,3 +168,36 @@ func TestOldEditsAreForgotten(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// Writers of different intentions exclude each other in the history only: none of
+// many gives up.
+func TestEditsOfManyWriters(t *testing.T) {
+	t.Parallel()
+	s, _ := start(t)
+	const writers, each = 100, 5
+	failed := make(chan error, writers)
+	for w := range writers {
+		go func() {
+			for n := range each {
+				_, err := s.Update(t.Context(), func(tx *state.Tx) error { return write(t, tx, allow(fmt.Sprintf("s%d-%d", w, n), "api")) })
+				if err != nil {
+					failed <- err
+					return
+				}
+			}
+			failed <- nil
+		}()
+	}
+	for range writers {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+	numbers := map[uint64]bool{}
+	for key := range s.Snapshot().NewestEdits() {
+		numbers[key.Number] = true
+	}
+	if len(numbers) != writers*each || !numbers[1] || !numbers[writers*each] {
+		t.Errorf("%d changes are known, of %d", len(numbers), writers*each)
+	}
+}

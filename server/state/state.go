@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,7 @@ type State struct {
 	log     *slog.Logger
 	current atomic.Pointer[Snapshot]
 	ready   chan struct{}
+	editing chan struct{} // held by the one whose change of intentions met another's
 
 	mu      sync.Mutex // guards history, past; held while a snapshot is published
 	history history
@@ -52,7 +54,7 @@ type State struct {
 
 // New returns the state kept in engine, which stays the caller's to close.
 func New(engine store.Engine, log *slog.Logger) *State {
-	s := &State{engine: engine, log: log, ready: make(chan struct{}), past: make(map[string]bool)}
+	s := &State{engine: engine, log: log, ready: make(chan struct{}), editing: make(chan struct{}, 1), past: make(map[string]bool)}
 	s.current.Store(newSnapshot(store.Position{}))
 	return s
 }
@@ -171,7 +173,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) (catalog.Positio
 	case <-ctx.Done():
 		return catalog.Position{}, fmt.Errorf("wait for the first snapshot: %w", ctx.Err())
 	}
-	backoff := firstBackoff
+	backoff, queued := firstBackoff, false
 	for range maxAttempts {
 		tx := newTx(s.Snapshot())
 		if err := fn(tx); err != nil {
@@ -192,6 +194,18 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) (catalog.Positio
 		// Until the snapshot shows the conflict, another attempt would meet it again.
 		if _, err := s.Await(ctx, catalog.Position(conflict.Position)); err != nil {
 			return catalog.Position{}, err
+		}
+		if !queued && strings.HasPrefix(conflict.Key, IntentionEdits.prefix()) {
+			// All writers of intentions meet in their history. Here they queue, rather
+			// than find out again and again who is first.
+			select {
+			case s.editing <- struct{}{}:
+				defer func() { <-s.editing }()
+			case <-ctx.Done():
+				return catalog.Position{}, fmt.Errorf("wait for others who change intentions: %w", ctx.Err())
+			}
+			queued = true
+			continue
 		}
 		if err := pause(ctx, rand.N(backoff)); err != nil { //nolint:gosec // jitter needs no secrecy
 			return catalog.Position{}, err
