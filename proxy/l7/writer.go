@@ -9,6 +9,10 @@ import (
 	"github.com/meshd/meshd/proxy/http1"
 )
 
+// copyLimit is up to where copying a head and a part of a body together is
+// cheaper than a write of several parts.
+const copyLimit = 2 << 10
+
 // bodyWriter writes a body behind whatever is in out already, one system call
 // per view. It holds a buffer only between begin and the write.
 type bodyWriter struct {
@@ -71,7 +75,14 @@ func (b *bodyWriter) send(head, view []byte, last bool, trailers http1.Fields) e
 		return b.write(view)
 	}
 	const endRoom = 2 + 5
-	if b.link.gathers == nil && len(head)+len(view)+endRoom <= bufferSize {
+	room := bufferSize - endRoom
+	switch {
+	case b.link.gathers != nil && b.link.plain:
+		room = copyLimit
+	case b.link.gathers != nil:
+		room = 0 // it copies into its records anyway
+	}
+	if len(head)+len(view) <= room {
 		return b.sendCopied(head, view, last, trailers)
 	}
 	tail := b.tail[:0]

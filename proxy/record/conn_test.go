@@ -299,7 +299,7 @@ func TestReadDeadline(t *testing.T) {
 // TestBrokenWrite counts whole records only, and writes nothing behind half a one.
 func TestBrokenWrite(t *testing.T) {
 	server, client := sessions(t, true, true)
-	if err := server.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	if err := server.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	n, err := server.Write(make([]byte, 64<<20))

@@ -28,7 +28,9 @@ type Conn struct {
 	in  half
 	out half
 
-	lender Lender // of the read that runs
+	all    gather                // of the write of several parts that runs
+	each   func(fd uintptr) bool // writes them
+	lender Lender                // of the read that runs
 	lent   func(fd uintptr) bool
 	once   func(fd uintptr) bool
 }
@@ -67,6 +69,21 @@ func New(s Stream) *Conn {
 			c.lender.Return()
 		}
 		return c.in.err != syscall.EAGAIN //nolint:errorlint // an errno as the kernel returns it
+	}
+	c.each = func(fd uintptr) bool {
+		for c.all.left() {
+			n, err := c.all.write(fd)
+			c.out.n += n
+			if err == syscall.EAGAIN { //nolint:errorlint // an errno as the kernel returns it
+				return false
+			}
+			if err != nil {
+				c.out.err = err
+				break
+			}
+			c.all.drop(n)
+		}
+		return true
 	}
 	c.once = func(fd uintptr) bool {
 		c.out.writeAll(fd)
@@ -129,6 +146,28 @@ func (c *Conn) Write(p []byte) (int, error) {
 		err = c.failure("write", c.out.err)
 	}
 	return c.out.n, err
+}
+
+// WriteAll is Write of its arguments one behind the other, in one system call as long as the socket takes them.
+func (c *Conn) WriteAll(a, b, d []byte) (int64, error) {
+	c.all.parts = [...][]byte{a, b, d}
+	defer c.all.clear()
+	if c.raw == nil {
+		written := int64(0)
+		for _, p := range c.all.parts {
+			n, err := c.Stream.Write(p)
+			if written += int64(n); err != nil {
+				return written, err
+			}
+		}
+		return written, nil
+	}
+	c.out.n, c.out.err = 0, nil
+	err := c.raw.Write(c.each)
+	if err == nil && c.out.err != nil {
+		err = c.failure("write", c.out.err)
+	}
+	return int64(c.out.n), err
 }
 
 // TryWrite writes what fits at once. It returns how much that was, and an error only if the connection is broken or closed.

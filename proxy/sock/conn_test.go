@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -217,6 +218,61 @@ func wait(t *testing.T, raw syscall.RawConn) {
 	}
 }
 
+// TestWriteAll writes parts of many sizes, to a peer that reads slowly enough for the socket to fill within them.
+func TestWriteAll(t *testing.T) {
+	near, far := pair(t)
+	var want []byte
+	block := bytes.Repeat([]byte("0123456789abcdef"), 1<<18)
+	sizes := [][3]int{{0, 0, 0}, {1, 0, 2}, {0, 3, 0}, {5, 70_000, 9}, {4 << 20, 4 << 20, 4 << 20}, {0, 0, 7}}
+	for _, s := range sizes {
+		for i, n := range s {
+			want = append(want, block[i:][:n-min(i, n)]...)
+		}
+	}
+	failed := make(chan error, 1)
+	go func() {
+		for _, s := range sizes {
+			var parts [3][]byte
+			total := 0
+			for i, n := range s {
+				parts[i] = block[i:][:n-min(i, n)]
+				total += len(parts[i])
+			}
+			if n, err := near.WriteAll(parts[0], parts[1], parts[2]); n != int64(total) || err != nil {
+				failed <- fmt.Errorf("WriteAll of %v is %d, %w", s, n, err)
+				return
+			}
+		}
+		failed <- near.CloseWrite()
+	}()
+	got, err := io.ReadAll(far)
+	if err := errors.Join(err, <-failed); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes came, and not the %d that were sent", len(got), len(want))
+	}
+}
+
+// TestWriteAllBreaks counts what left.
+func TestWriteAllBreaks(t *testing.T) {
+	near, far := pair(t)
+	if err := near.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, 32<<20)
+	n, err := near.WriteAll(block[:10], block, block)
+	if n < 10 || n >= int64(2*len(block)) || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("WriteAll is %d, %v", n, err)
+	}
+	if err := near.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.Copy(io.Discard, far); err != nil || got != n {
+		t.Errorf("the peer got %d bytes, %v; WriteAll said %d", got, err, n)
+	}
+}
+
 func TestEmpty(t *testing.T) {
 	near, _ := pair(t)
 	if n, err := near.Read(nil); n != 0 || err != nil {
@@ -237,7 +293,7 @@ func TestNoAllocations(t *testing.T) {
 		if _, err := io.ReadFull(near, buf); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := near.Write(buf); err != nil {
+		if _, err := near.WriteAll(buf[:10], buf[10:50], buf[50:]); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(far, buf); err != nil {

@@ -1,4 +1,4 @@
-//go:build linux && !race
+//go:build !race && (amd64 || arm64)
 
 package sock
 
@@ -24,6 +24,38 @@ func Read(fd uintptr, p []byte) (int, error) {
 // write writes to a socket that does not block what fits.
 func write(fd uintptr, p []byte) (int, error) {
 	return call(syscall.SYS_SENDTO, fd, p, syscall.MSG_NOSIGNAL)
+}
+
+// vectors are a gather's parts as the kernel takes them.
+type vectors struct {
+	message syscall.Msghdr
+	iov     [3]syscall.Iovec
+}
+
+// write writes to a socket that does not block what fits of all parts.
+func (g *gather) write(fd uintptr) (int, error) {
+	used := 0
+	for _, p := range g.parts {
+		if len(p) > 0 {
+			g.iov[used].Base = unsafe.SliceData(p)
+			g.iov[used].SetLen(len(p))
+			used++
+		}
+	}
+	g.message.Iov = &g.iov[0]
+	g.message.Iovlen = uint64(used) //nolint:gosec // at most 3
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&g.message)), syscall.MSG_NOSIGNAL) //nolint:gosec // as below
+		switch errno {
+		case 0:
+			return int(n), nil
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return 0, syscall.EAGAIN
+		default:
+			return 0, errno
+		}
+	}
 }
 
 // Peek looks at the first byte that waits, without taking it. It returns

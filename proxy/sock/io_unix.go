@@ -1,4 +1,4 @@
-//go:build unix && (race || !linux)
+//go:build unix && (race || !linux || !(amd64 || arm64))
 
 package sock
 
@@ -32,4 +32,17 @@ func call(f func(int, []byte) (int, error), fd uintptr, p []byte) (int, error) {
 			return max(n, 0), err
 		}
 	}
+}
+
+// vectors are of no use here.
+type vectors struct{}
+
+// write writes what fits of the first part that is left.
+func (g *gather) write(fd uintptr) (int, error) {
+	for _, p := range g.parts {
+		if len(p) > 0 {
+			return write(fd, p)
+		}
+	}
+	return 0, nil
 }
