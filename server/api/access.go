@@ -250,13 +250,28 @@ func (a *API) destinationFact(s *state.Snapshot, e *client.Explanation, q *quest
 		fact(client.FactFail, "service %s has no instance", q.destination.Short())
 		e.Next = append(e.Next, "define service "+q.destination.Short()+" in services.d of a host")
 	case st.Healthy > 0:
-		fact(client.FactOK, "service %s: %d of %d healthy", q.destination.Short(), st.Healthy, st.Instances)
+		fact(client.FactOK, "service %s: %d of %d healthy%s", q.destination.Short(), st.Healthy, st.Instances, outside(s, q.destination))
 	case st.Stale > 0:
 		fact(client.FactWarn, "service %s: none healthy, %d on nodes that are out of touch are still used", q.destination.Short(), st.Stale)
 	default:
 		fact(client.FactFail, "service %s: none of %d instances is healthy", q.destination.Short(), st.Instances)
 		e.Next = append(e.Next, "meshctl instances")
 	}
+}
+
+// outside tells what instances stand for outside the mesh, and where; "" if they
+// stand for themselves.
+func outside(s *state.Snapshot, service catalog.Name) string {
+	var all []string
+	for key, rec := range s.InstancesOf(service) {
+		if rec.Value.External != "" {
+			all = append(all, rec.Value.External+" through "+key.Node)
+		}
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return ", outside the mesh: " + strings.Join(slices.Compact(all), ", ")
 }
 
 func (a *API) planFact(s *state.Snapshot, q question, fact func(mark, format string, args ...any)) {

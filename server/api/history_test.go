@@ -9,7 +9,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/state"
 )
 
 func (w *world) history(t *testing.T, query string) client.History {
@@ -157,5 +159,21 @@ func TestExplainBlames(t *testing.T) {
 	r = w.intend(t, "*", "deny")
 	if e := explain(); slices.Contains(e.Next, undo(r)) {
 		t.Errorf("%+v", e)
+	}
+}
+
+func TestExplainNamesTheOutside(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.instances(t, "vm-a/one")
+	key := catalog.InstanceKey{Service: catalog.Name{Namespace: "default", Name: "api"}, Node: "vm-a", ID: "one"}
+	w.update(t, func(tx *state.Tx) error {
+		return state.Instances.Put(tx, key, catalog.Instance{Service: "api", ID: "one", Node: "vm-a", External: "api.example.com"})
+	})
+	var e client.Explanation
+	w.do(t, http.MethodPost, "/v1/explain", `{"source":"web","destination":"api"}`, http.StatusOK, &e)
+	const want = "service api: 1 of 1 healthy, outside the mesh: api.example.com through vm-a"
+	if !slices.ContainsFunc(e.Facts, func(f client.Fact) bool { return f.Text == want }) {
+		t.Errorf("%+v", e.Facts)
 	}
 }
