@@ -298,15 +298,20 @@ func TestSlowPeers(t *testing.T) {
 		slow.Go(func() { drip(ctx, line, "", i%2 == 0) })
 	}
 	load.more(t, 200) // until the buffers between are full, the readers are not slow
-	beside := load.more(t, 300)
+	// Peers that hold others up do so all the time; this machine is busy at times.
+	before := percentile(alone, 95)
+	eventually(t, time.Minute, "fast requests are as fast as alone", func() string {
+		beside := load.more(t, 100)
+		lost(t, "beside slow ones", beside)
+		during := percentile(beside, 95)
+		t.Logf("95 of 100 requests take at most %s alone, %s beside 120 slow peers", before.Round(10*time.Microsecond), during.Round(10*time.Microsecond))
+		if during > 3*before+20*time.Millisecond {
+			return fmt.Sprintf("%s, %s alone", during, before)
+		}
+		return ""
+	})
 	stop()
 	slow.Wait()
-	lost(t, "beside slow ones", beside)
-	before, during := percentile(alone, 95), percentile(beside, 95)
-	t.Logf("95 of 100 requests take at most %s alone, %s beside 120 slow peers", before.Round(10*time.Microsecond), during.Round(10*time.Microsecond))
-	if during > 3*before+20*time.Millisecond {
-		t.Errorf("slow peers make the fast ones wait: %s, %s alone", during, before)
-	}
 	exchange(t, m.web.connect("127.0.0.1:9302"), "a line\n")
 }
 
