@@ -187,6 +187,10 @@ func httpFlag(r flow.Record) string {
 func deniedText(r flow.Record, source, destination string) string {
 	head := "intention " + r.Intention
 	switch {
+	case r.Reason == "policy-changed": // what was decided before allowed it
+		return fmt.Sprintf("it was allowed, and was cut when plan %d denied it", r.Plan.Revision)
+	case r.Reason == "untrusted":
+		return "the certificate authority of the caller is trusted no more"
 	case r.Decision == "action":
 		return head + " denies"
 	case r.Decision == "rule" && r.Rule != nil:
@@ -201,8 +205,6 @@ func deniedText(r flow.Record, source, destination string) string {
 		return head + " has HTTP rules, and the traffic is not HTTP"
 	case r.Decision == "no-intention":
 		return fmt.Sprintf("no intention allows %s to call %s", source, destination)
-	case r.Reason == "policy-changed":
-		return "the connection was cut because policy denies it now"
 	case r.Cause != "":
 		return r.Cause
 	case r.Decision != "":
