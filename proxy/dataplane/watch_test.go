@@ -22,7 +22,6 @@ type watcher struct {
 	mu     sync.Mutex
 	answer flow.Answer // all of them in one
 	err    error
-	ended  bool
 }
 
 // watches asks a plane, and waits until it has begun to answer.
@@ -36,15 +35,16 @@ func (h *host) watches(q flow.Query) *watcher {
 		err := h.plane.Watch(ctx, q, w.take)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.err, w.ended = err, true
+		w.err = err
 	}()
 	h.t.Cleanup(func() {
 		cancel()
 		<-done
 	})
 	eventually(h.t, "the plane answers", func() bool {
-		a := w.all()
-		return a.Caught || w.err != nil
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.answer.Caught || w.err != nil
 	})
 	return w
 }
@@ -93,6 +93,9 @@ func TestWatchHTTP(t *testing.T) {
 	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: i})
 	c := client(t)
 	get(t, c, "POST", "http://"+m.upstream+"/before", "") // nobody watches
+	for _, h := range []*host{m.a, m.b} {
+		eventually(t, "it is over", func() bool { return h.metric("mesh_requests_total") == 1 })
+	}
 	far, near := m.b.watches(flow.Query{Want: flow.Records}), m.a.watches(flow.Query{Want: flow.Records, Both: true, Path: "/v1"})
 	once := m.a.watches(flow.Query{Want: flow.Records})
 	get(t, c, "POST", "http://"+m.upstream+"/v1/jobs?secret=1", "abc")
