@@ -22,6 +22,7 @@ import (
 	"github.com/meshd/meshd/agent/view"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/proxy"
 	"github.com/meshd/meshd/proxy/feed"
 )
 
@@ -58,7 +59,9 @@ type Status struct {
 	Leaves       []leaf.Status       `json:"leaves"`
 	Proxies      []feed.ProxyStatus  `json:"proxies"`
 	Listeners    []ListenerStatus    `json:"listeners"`
-	Files        []registry.File     `json:"files"`
+	// Denied are the upstreams that no intention lets a service of this host call.
+	Denied []DeniedUpstream `json:"denied,omitempty"`
+	Files  []registry.File  `json:"files"`
 	// FolderError is why the folder of definitions can't be read.
 	FolderError string `json:"folder_error,omitempty"`
 	// Findings are what an operator should change on this host.
@@ -74,6 +77,30 @@ type Instance struct {
 	Ports    []catalog.DefinitionPort `json:"ports,omitempty"`
 	Health   catalog.Health           `json:"health"`
 	Checks   []check.State            `json:"checks,omitempty"`
+}
+
+// DeniedUpstream is an upstream that may not be called.
+type DeniedUpstream struct {
+	Source      spiffe.ID `json:"source"`
+	Destination spiffe.ID `json:"destination"`
+	Reason      string    `json:"reason"`
+}
+
+// deniedIn lists what a plan's upstreams may not call, each pair once.
+func deniedIn(config proxy.Config) []DeniedUpstream {
+	var out []DeniedUpstream
+	for _, l := range config.Listeners {
+		for _, c := range config.Clusters {
+			if l.Kind != proxy.ListenUpstream || c.Name != l.Cluster || c.Denied == "" {
+				continue
+			}
+			one := DeniedUpstream{Source: l.Source, Destination: c.Service, Reason: c.Denied}
+			if !slices.Contains(out, one) {
+				out = append(out, one)
+			}
+		}
+	}
+	return out
 }
 
 // CheckReport is the body of PUT /v1/agent/checks/{instance}/{check}. The
@@ -238,6 +265,7 @@ func (a *Agent) Status() Status {
 	s.JoinError, s.Address = h.joinError, h.address
 	s.Plan, s.PlanRefused = h.planned.position, h.planned.refused
 	s.Problems = slices.Clone(h.planned.problems)
+	s.Denied = deniedIn(h.planned.config)
 	h.mu.Unlock()
 	s.Listeners = h.listeners()
 	if identity := h.identity.Load(); identity != nil {

@@ -48,7 +48,8 @@ func newSite(t *testing.T) *site {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &site{dir: dir, adminSocket: filepath.Join(dir, "admin.sock"), agentSocket: filepath.Join(dir, "agent.sock")}
 	s.write(t, "admin.token", canaryToken+"\n")
-	s.write(t, "services.d/web.hcl", "service \"web\" {\n  check \"alive\" {\n    http   = \"http://127.0.0.1:1/\"\n    interval = \"1s\"\n    header = { authorization = [\"Bearer canary-of-a-check\"] }\n  }\n}\n")
+	s.write(t, "services.d/web.hcl", "service \"web\" {\n  check \"alive\" {\n    http   = \"http://127.0.0.1:1/\"\n    interval = \"1s\"\n    header = { authorization = [\"Bearer canary-of-a-check\"] }\n  }\n"+
+		fmt.Sprintf("  upstream \"api\" { local_port = %d }\n}\n", freePort(t)))
 	listener, err := loopback(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -236,6 +237,9 @@ func TestDebugHoldsNoSecret(t *testing.T) {
 		if data, ok := files[name]; !ok || !bytes.Contains(data, []byte(part)) {
 			t.Errorf("%s: there %t, no %q in it", name, ok, part)
 		}
+	}
+	if text := string(files["host/check.txt"]); !strings.Contains(text, " ! web may not call its upstream api: no intention allows web to call api → meshctl explain web api\n") {
+		t.Errorf("check says nothing of a denied upstream:\n%s", text)
 	}
 	for what, forms := range s.canaries(t) {
 		for name, data := range files {

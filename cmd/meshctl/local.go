@@ -166,6 +166,11 @@ func (r *report) proxies(st agent.Status) {
 	for _, p := range st.Problems {
 		r.add(client.FactWarn, "left out of the plan: %s: %s", p.Where, p.What)
 	}
+	for _, d := range st.Denied {
+		source := catalog.Name{Namespace: d.Source.Namespace, Name: d.Source.Name}.Short()
+		destination := catalog.Name{Namespace: d.Destination.Namespace, Name: d.Destination.Name}.Short()
+		r.add(client.FactWarn, "%s may not call its upstream %s: %s → meshctl explain %s %s", source, destination, d.Reason, source, destination)
+	}
 }
 
 func (r *report) leaves(st agent.Status) {
