@@ -52,7 +52,7 @@ func (p *tapped) says(limit time.Duration, text string) {
 	p.t.Helper()
 	eventually(p.t, limit, fmt.Sprintf("%s says %q", p.name, text), func() string {
 		if out := readFile(p.t, p.log); !strings.Contains(out, text) {
-			return out
+			return "it says: " + out
 		}
 		return ""
 	})
@@ -78,7 +78,7 @@ func (p *tapped) records() []seen {
 func (p *tapped) shows(want seen) seen {
 	p.t.Helper()
 	var found seen
-	took := eventually(p.t, time.Second, fmt.Sprintf("%s shows %+v", p.name, want), func() string {
+	took := eventually(p.t, 3*time.Second, fmt.Sprintf("%s shows %+v", p.name, want), func() string {
 		for _, r := range p.records() {
 			same := r
 			if same.ErrorID = ""; same == want {
@@ -86,9 +86,12 @@ func (p *tapped) shows(want seen) seen {
 				return ""
 			}
 		}
-		return readFile(p.t, p.log)
+		return "it shows: " + readFile(p.t, p.log)
 	})
 	p.t.Logf("%s showed %s %s after %s", p.name, want.Method, want.Path, took.Round(time.Millisecond))
+	if took > time.Second {
+		p.t.Errorf("%s showed %s %s after %s, want at most 1 s", p.name, want.Method, want.Path, took)
+	}
 	return found
 }
 
@@ -186,14 +189,14 @@ func (s *spine) strangersAreListed() {
 			r := s.meshctl(0, "denials", "-o", "json")
 			var all []seen
 			if err := json.Unmarshal([]byte(r.stdout), &all); err != nil {
-				return err.Error()
+				return err.Error() + r.stdout
 			}
 			for _, one := range all {
 				if one.ErrorID = ""; one == want {
 					return ""
 				}
 			}
-			return r.stdout
+			return "they list: " + r.stdout
 		})
 	}
 }
