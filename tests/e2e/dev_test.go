@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,8 +14,14 @@ import (
 // nothing left behind.
 func TestDevDemo(t *testing.T) {
 	t.Parallel()
-	h := newNetwork(t).host(t, "laptop")
-	dev := h.start("dev", "meshd", "dev", "--demo")
+	// A machine of its own, for a server may run on this one.
+	h := newNetwork(t).machine(t, "laptop", t.TempDir(), "")
+	within := func(args ...string) []string { return append([]string{"-t", strconv.Itoa(h.pid), "-m"}, args...) }
+	temp := h.path("tmp")
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dev := h.start("dev", "nsenter", within("env", "TMPDIR="+temp, filepath.Join(bin, "meshd"), "dev", "--demo")...)
 	saw := func(limit time.Duration, text string) {
 		t.Helper()
 		eventually(t, limit, "the demo says "+text, func() string {
@@ -28,7 +35,7 @@ func TestDevDemo(t *testing.T) {
 	saw(15*time.Second, "$ meshctl intention allow web api")
 	saw(5*time.Second, "GET /hello  200  api was called by By=spiffe://dev.mesh/ns/default/svc/api;URI=spiffe://dev.mesh/ns/default/svc/web")
 	// meshctl finds it with no setting.
-	if r := h.run("meshctl", "intention", "deny", "web", "api", "--replace", "--wait"); r.code != 0 {
+	if r := h.run("nsenter", within(filepath.Join(bin, "meshctl"), "intention", "deny", "web", "api", "--replace", "--wait")...); r.code != 0 {
 		t.Errorf("meshctl without settings: %d %s%s", r.code, r.stdout, r.stderr)
 	}
 	before := strings.Count(readFile(t, dev.log), "403")
@@ -38,7 +45,7 @@ func TestDevDemo(t *testing.T) {
 		}
 		return "so far: " + tail(dev.log, 3)
 	})
-	if r := h.run("meshctl", "services"); r.code != 0 || !strings.Contains(r.stdout, "api") {
+	if r := h.run("nsenter", within(filepath.Join(bin, "meshctl"), "services")...); r.code != 0 || !strings.Contains(r.stdout, "api") {
 		t.Errorf("meshctl services: %s%s", r.stdout, r.stderr)
 	}
 	dev.kill(syscall.SIGINT)
@@ -56,12 +63,11 @@ func TestDevDemo(t *testing.T) {
 	}
 	for _, p := range left {
 		line, err := os.ReadFile(p)
-		if err == nil && strings.HasPrefix(string(line), filepath.Join(bin, "mesh-proxy")) && strings.Contains(string(line), "meshd-dev") {
+		if err == nil && strings.HasPrefix(string(line), filepath.Join(bin, "mesh-proxy")) && strings.Contains(string(line), temp) {
 			t.Errorf("left behind: %s", strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "meshd-dev-*"))
-	if err != nil || len(dirs) > 0 {
+	if dirs, err := os.ReadDir(temp); err != nil || len(dirs) > 0 {
 		t.Errorf("left behind: %v, %v", dirs, err)
 	}
 }
