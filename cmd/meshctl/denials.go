@@ -45,7 +45,7 @@ that host's own proxies know.`,
 			return a.listDenials(cmd.Context(), o, q)
 		},
 	}
-	f.define(c)
+	f.define(a, c)
 	c.Flags().BoolVar(&q.Failed, "failed", false, "also show what proxies failed by themselves")
 	c.Flags().StringVar(&since, "since", "", "nothing older: a duration such as 10m, or a time such as 2026-03-01T09:00:00Z")
 	c.Flags().IntVar(&q.Limit, "limit", 0, "at most so many of those that are kept; 100 if not given")

@@ -49,6 +49,9 @@ one revision, by which "meshctl intention undo" knows it.`,
 				return usage("--limit %d: write how many, or 0 for all", sel.Limit)
 			}
 			sel.Source, sel.Destination = a.qualifySource(sel.Source), a.qualify(sel.Destination)
+			if sel.Destination == "" {
+				sel.Namespace = a.inNamespace()
+			}
 			api, err := a.client()
 			if err != nil {
 				return err

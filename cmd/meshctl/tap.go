@@ -27,9 +27,12 @@ type watchFlags struct {
 	socket   string
 }
 
-func (f *watchFlags) define(c *cobra.Command) {
+func (f *watchFlags) define(a *app, c *cobra.Command) {
 	c.Flags().StringVar(&f.src, "src", "", "only of this source: SERVICE, NAMESPACE/SERVICE, NAMESPACE/* or a SPIFFE ID")
 	c.Flags().StringVar(&f.dst, "dst", "", "only to this destination, likewise")
+	for _, flag := range []string{"src", "dst"} {
+		_ = c.RegisterFlagCompletionFunc(flag, a.complete(client.KindService)) // the flag was just defined
+	}
 	f.defineLocal(c)
 }
 
@@ -124,7 +127,7 @@ see.`,
 			return a.tap(cmd.Context(), o, q, limit)
 		},
 	}
-	f.define(c)
+	f.define(a, c)
 	c.Flags().StringVar(&q.Status, "status", "", "only this status, 403, or class, 5xx")
 	c.Flags().StringVar(&q.Method, "method", "", "only this method")
 	c.Flags().StringVar(&q.Path, "path", "", "only paths that begin so")

@@ -55,7 +55,7 @@ scripts; with -o json each interval is one line of JSON.`,
 			return a.top(cmd.Context(), o, q, opt)
 		},
 	}
-	f.define(c)
+	f.define(a, c)
 	c.Flags().DurationVar(&opt.interval, "interval", 2*time.Second, "between two looks, 500ms to 1m")
 	c.Flags().BoolVar(&opt.once, "once", false, "show one table and end")
 	c.Flags().BoolVar(&opt.edges, "edges", false, "show pairs of source and destination")

@@ -383,5 +383,5 @@ func joinWarnings(s *state.Snapshot, req client.JoinTokenRequest) []string {
 		warnings = append(warnings, fmt.Sprintf("node %s has a record, which may run %s: the token's services are not used; apply the node to change it",
 			req.Node, cmp.Or(strings.Join(rec.Value.Services, ", "), "nothing")))
 	}
-	return warnings
+	return append(warnings, strangeNamespaces(s, req.Services)...)
 }

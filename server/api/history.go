@@ -47,16 +47,17 @@ func (a *API) signed(c *call, note string, fn func(*state.Tx) error) func(*state
 
 // historyQuery is what a history is limited to; empty keys mean all.
 type historyQuery struct {
+	namespace           string // of the destination
 	source, destination string // as intentions.Key spells them
 	since               time.Time
 	limit               int
 	before              uint64 // number of a transaction, 0: none
 }
 
-var historyParameters = []string{"continue", "destination", "limit", "since", "source", "stale"}
+var historyParameters = []string{"continue", "destination", "limit", "namespace", "since", "source", "stale"}
 
 func (a *API) parseHistoryQuery(q url.Values) (historyQuery, error) {
-	out := historyQuery{limit: defaultHistory}
+	out := historyQuery{limit: defaultHistory, namespace: q.Get("namespace")}
 	var p catalog.Problems
 	for _, name := range slices.Sorted(maps.Keys(q)) {
 		if !slices.Contains(historyParameters, name) {
@@ -104,7 +105,7 @@ func (a *API) parseHistoryQuery(q url.Values) (historyQuery, error) {
 }
 
 func (q historyQuery) selects(key intentions.Key) bool {
-	return (q.source == "" || q.source == key.SourceString()) && (q.destination == "" || q.destination == key.DestinationString())
+	return (q.namespace == "" || q.namespace == key.DestinationNamespace) && (q.source == "" || q.source == key.SourceString()) && (q.destination == "" || q.destination == key.DestinationString())
 }
 
 func (a *API) history(c *call) (any, error) {
@@ -140,6 +141,9 @@ func (a *API) history(c *call) (any, error) {
 		out.Transactions = append(out.Transactions, client.Transaction{
 			Revision: state.RevisionOf(rec), At: rec.Value.At, By: rec.Value.By.ID, ByName: rec.Value.By.Name, Note: rec.Value.Note, Changes: changes,
 		})
+	}
+	if len(out.Transactions) == 0 { // a namespace that is gone may have a history
+		return out, namespaceExists(s, q.namespace)
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshd/meshd/ca/spiffe"
@@ -111,7 +112,30 @@ func nodes() collection {
 			_, st.Drain = state.NodeDrains.Get(s, k)
 			return st
 		},
+		before: func(tx *state.Tx, _ string, n catalog.Node) ([]string, error) {
+			return strangeNamespaces(tx, n.Services), nil
+		},
 	}
+}
+
+// strangeNamespaces warns of what a node may run in namespaces that nobody made.
+func strangeNamespaces(r state.Reader, patterns []string) []string {
+	var warnings []string
+	for _, p := range patterns {
+		ns, _, has := strings.Cut(p, "/")
+		if !has || ns == catalog.DefaultNamespace {
+			continue
+		}
+		if _, ok := state.Namespaces.Get(r, ns); ok {
+			continue
+		}
+		text := fmt.Sprintf("it may run %s, and namespace %s does not exist", p, ns)
+		if near := catalog.Closest(ns, namespaceNames(r)); near != "" {
+			text += "; did you mean " + near + "?"
+		}
+		warnings = append(warnings, text)
+	}
+	return warnings
 }
 
 func services() collection {

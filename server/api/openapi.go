@@ -81,6 +81,7 @@ func operations() map[string]operation {
 		"POST /v1/apply":              {summary: "Write resources, all or none", body: client.ApplyRequest{}, answer: client.Result{}, errors: denied},
 		"POST /v1/intentions/check":   {summary: "Decide a request as a proxy would", body: req{}, answer: client.Access{}, query: []parameter{stale}},
 		"GET /v1/intentions/history": {summary: "What became of intentions, the newest first", answer: client.History{}, query: []parameter{
+			{"namespace", "only of intentions whose destination is in it", text},
 			{"source", "only of intentions with this source", text},
 			{"destination", "only of intentions with this destination", text},
 			{"since", "only after this time", object{"type": "string", "format": "date-time"}},

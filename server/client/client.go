@@ -224,6 +224,9 @@ func (c *Client) DeleteSet(ctx context.Context, name string, prune bool) (Result
 func (c *Client) History(ctx context.Context, sel HistorySelection) (History, error) {
 	var all History
 	q := url.Values{}
+	if sel.Namespace != "" {
+		q.Set("namespace", sel.Namespace)
+	}
 	if sel.Source != "" {
 		q.Set("source", sel.Source)
 	}

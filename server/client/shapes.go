@@ -205,6 +205,8 @@ type ApplyRequest struct {
 
 // HistorySelection limits a history of intentions. The zero one is everything.
 type HistorySelection struct {
+	// Namespace is that of the destinations.
+	Namespace string
 	// Source and Destination are those of an intention, spelled as in one.
 	Source, Destination string
 	Since               time.Time
