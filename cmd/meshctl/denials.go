@@ -32,7 +32,8 @@ that host's own proxies know.`,
 			if err != nil {
 				return err
 			}
-			q.Want, q.Source, q.Destination = flow.Denials, a.qualifyPattern(f.src), a.qualifyPattern(f.dst)
+			q.Want = flow.Denials
+			q.Source, q.Destination = a.sides(f)
 			if q.Since, err = parseSince(since, time.Now()); err != nil {
 				return err
 			}

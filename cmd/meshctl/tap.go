@@ -119,7 +119,7 @@ see.`,
 			if err != nil {
 				return err
 			}
-			q.Source, q.Destination = a.qualifyPattern(f.src), a.qualifyPattern(f.dst)
+			q.Source, q.Destination = a.sides(f)
 			q.Want = flow.Records
 			if err := q.Validate(); err != nil {
 				return usage("%v", err)
@@ -138,12 +138,19 @@ see.`,
 	return c
 }
 
-// qualifyPattern puts a bare name into the namespace that is asked for.
-func (a *app) qualifyPattern(s string) string {
-	if s == "" {
-		return s
+// sides puts bare names into the namespace that is asked for, which stands for all
+// its destinations where no side is named, as it does in lists.
+func (a *app) sides(f watchFlags) (source, destination string) {
+	if ns := a.inNamespace(); ns != "" && f.src == "" && f.dst == "" {
+		return "", ns + "/*"
 	}
-	return a.qualify(s)
+	if f.src != "" {
+		source = a.qualify(f.src)
+	}
+	if f.dst != "" {
+		destination = a.qualify(f.dst)
+	}
+	return source, destination
 }
 
 // errShown ends a tap that has shown as much as it should.

@@ -46,9 +46,8 @@ scripts; with -o json each interval is one line of JSON.`,
 			if err != nil {
 				return err
 			}
-			q := flow.Query{
-				Want: flow.Edges, Source: a.qualifyPattern(f.src), Destination: a.qualifyPattern(f.dst), Interval: catalog.Duration(opt.interval),
-			}
+			q := flow.Query{Want: flow.Edges, Interval: catalog.Duration(opt.interval)}
+			q.Source, q.Destination = a.sides(f)
 			if err := q.Validate(); err != nil {
 				return usage("%v", err)
 			}

@@ -32,6 +32,9 @@ const (
 	// askInterval is how often hosts that a lasting question concerns by now are
 	// looked for.
 	askInterval = time.Second
+	// foundPatience is how long the others have once a host has found what one looks
+	// for: they may know of it, too, but it is hardly missed.
+	foundPatience = 300 * time.Millisecond
 )
 
 // maxQueue bounds what waits for an agent that does not read.
@@ -70,8 +73,8 @@ type ask struct {
 	// pending have not answered to the end; starting have not begun to.
 	asked, pending, starting map[*watcher]struct{}
 	problems                 map[string]string // by node
-	begun, done              chan struct{}
-	hasBegun, isDone         bool
+	begun, done, found       chan struct{}
+	hasBegun, isDone, isHere bool
 }
 
 func newWatchers() *watchers {
@@ -138,7 +141,7 @@ func (s *Server) Ask(ctx context.Context, q flow.Query, emit func(flow.Answer) e
 	a := &ask{
 		query: q, filter: filter, wire: wire, box: flow.NewMailbox(q), problems: map[string]string{},
 		asked: map[*watcher]struct{}{}, pending: map[*watcher]struct{}{}, starting: map[*watcher]struct{}{},
-		begun: make(chan struct{}), done: make(chan struct{}),
+		begun: make(chan struct{}), done: make(chan struct{}), found: make(chan struct{}),
 	}
 	w, nodes := s.watchers, s.concerned(q)
 	w.mu.Lock()
@@ -181,11 +184,19 @@ func (s *Server) tend(ctx context.Context, id uint64, a *ask) {
 	if !a.query.Lasting() {
 		wait = a.done
 	}
-	select {
-	case <-wait:
-	case <-patience.C:
-	case <-ctx.Done():
-		return
+	found := a.found
+	for waiting := true; waiting; {
+		select {
+		case <-wait:
+			waiting = false
+		case <-patience.C:
+			waiting = false
+		case <-found:
+			found = nil
+			patience.Reset(foundPatience)
+		case <-ctx.Done():
+			return
+		}
 	}
 	s.watchers.report(a)
 	if !a.query.Lasting() {
@@ -215,6 +226,9 @@ func (w *watchers) report(a *ask) {
 		late = a.pending
 	}
 	for to := range late {
+		if a.isHere {
+			break // nobody misses them
+		}
 		a.problems[to.caller.node] = "no answer"
 	}
 	a.hasBegun = true
@@ -397,6 +411,10 @@ func (w *watchers) answered(one *watcher, a *ask, piece flow.Answer) {
 	}
 	if piece.Done {
 		delete(a.pending, one)
+	}
+	if a.query.Want == flow.Find && !a.isHere && slices.ContainsFunc(piece.Records, func(r flow.Record) bool { return r.Verdict != flow.Passed }) {
+		a.isHere = true
+		close(a.found)
 	}
 	a.box.Put(flow.Answer{Records: piece.Records, Sample: piece.Sample, Dropped: piece.Dropped, Kept: piece.Kept})
 	a.settle()

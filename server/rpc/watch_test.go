@@ -280,6 +280,24 @@ func TestAskASilentHost(t *testing.T) {
 	if diff := cmp.Diff([]flow.Answer{{Caught: true, Hosts: 2, Silent: []string{"vm-b: no answer"}}}, q.all()); diff != "" {
 		t.Error(diff)
 	}
+
+	// Once it is found nobody waits for him.
+	began := time.Now()
+	q = c.ask(t, flow.Query{Want: flow.Find, ID: "7f3a91"})
+	id, _ = a.asked()
+	b.asked()
+	found := flow.Record{Direction: flow.Outbound, Verdict: flow.Denied, Source: named("web"), Destination: named("api"), ErrorID: "7f3a91", Node: "vm-a"}
+	a.answer(id, flow.Answer{Records: []flow.Record{found}})
+	a.answer(id, flow.Answer{Done: true})
+	if err := <-q.done; err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]flow.Answer{{Records: []flow.Record{found}, Caught: true, Hosts: 2}}, q.all()); diff != "" {
+		t.Error(diff)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it took %s", took)
+	}
 }
 
 func TestWatchNeedsANode(t *testing.T) {
