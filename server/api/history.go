@@ -318,23 +318,30 @@ func (a *API) undo(c *call) (any, error) {
 	return out, nil
 }
 
-// editsAt returns the edits of the newest transaction of a revision.
+// editsAt returns the edits of the newest transaction of a revision. The parts of a
+// large one may have revisions of their own, each of which means all.
 func editsAt(s *state.Snapshot, revision uint64) ([]state.Edit, error) {
-	var edits []state.Edit
-	number, first := uint64(0), 0
-	near := uint64(0) // the newest one before
+	number, near := uint64(0), uint64(0) // near is the newest one before
 	for key, rec := range s.NewestEdits() {
-		if edits != nil && key.Number != number {
+		at := state.RevisionOf(rec)
+		if at == revision {
+			number = key.Number
 			break
 		}
-		if at := state.RevisionOf(rec); edits == nil && at != revision {
-			if at < revision {
-				near = max(near, at)
-			}
-			continue
+		if at < revision {
+			near = max(near, at)
 		}
-		number, first = key.Number, key.Part
-		edits = append(slices.Clone(rec.Value.Intentions), edits...)
+	}
+	var edits []state.Edit
+	first := 0
+	for key, rec := range s.NewestEdits() {
+		if key.Number == number && number > 0 {
+			if rec.Err != nil {
+				return nil, &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("what revision %d changed can't be read: %v", revision, rec.Err)}
+			}
+			first = key.Part
+			edits = append(slices.Clone(rec.Value.Intentions), edits...)
+		}
 	}
 	switch {
 	case edits == nil && near > 0:

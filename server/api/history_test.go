@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -127,6 +128,38 @@ func TestUndo(t *testing.T) {
 	}
 	if status, _ := call(t, http.MethodPost, w.url+"/v1/intentions/undo", "", at("")); status != http.StatusUnauthorized {
 		t.Errorf("without a token: %d", status)
+	}
+}
+
+// TestUndoOfParts: the parts of what was too large for one record are restored
+// together, by whichever of their revisions; or not at all, once one is forgotten.
+func TestUndoOfParts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.intend(t, "web", "allow")
+	w.intend(t, "cron", "allow")
+	part := func(number uint64, part int, revision uint64, source string) {
+		w.update(t, func(tx *state.Tx) error {
+			return state.IntentionEdits.Put(tx, state.EditsKey{Number: number, Part: part}, state.Edits{
+				Revision: revision, Total: number, Intentions: []state.Edit{{
+					Key: "default/api/_/default/" + source, After: json.RawMessage(`{"source":"default/` + source + `","destination":"api","action":"allow"}`),
+				}},
+			})
+		})
+	}
+	part(50, 0, 7001, "web")
+	part(50, 1, 7002, "cron")
+	part(60, 1, 8002, "web") // its first part is forgotten
+	if got := w.history(t, "limit=2").Transactions; len(got) != 2 || got[1].Revision != 7001 || len(got[1].Changes) != 2 {
+		t.Errorf("history: %+v", got)
+	}
+	w.do(t, http.MethodPost, "/v1/intentions/undo", `{"revision":8002}`, http.StatusNotFound, nil)
+	for _, revision := range []int{7002, 7001} {
+		var done client.Result
+		w.do(t, http.MethodPost, "/v1/intentions/undo", fmt.Sprintf(`{"revision":%d,"dry_run":true}`, revision), http.StatusOK, &done)
+		if got := changes(done); !slices.Equal(got, []string{"web → api deleted", "cron → api deleted"}) {
+			t.Errorf("undo %d: %v", revision, got)
+		}
 	}
 }
 
