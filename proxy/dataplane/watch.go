@@ -202,6 +202,8 @@ func (p *Plane) Watch(ctx context.Context, q flow.Query, emit func(flow.Answer) 
 	switch q.Want {
 	case flow.Edges:
 		return p.watchEdges(ctx, q, filter, emit)
+	case flow.Stacks:
+		return tellStacks(emit)
 	case flow.Find, flow.Denials, flow.Records:
 	default:
 		return errors.New("this proxy knows no such query: " + string(q.Want))

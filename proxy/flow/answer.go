@@ -13,6 +13,8 @@ type Answer struct {
 	Records []Record `json:"records,omitempty"`
 	// Sample answers Edges.
 	Sample *Sample `json:"sample,omitempty"`
+	// Stacks answers Stacks: the next part of a text.
+	Stacks string `json:"stacks,omitempty"`
 	// Dropped is how many records were left out since the answer before, because
 	// whoever asked does not read fast enough.
 	Dropped uint64 `json:"dropped,omitempty"`

@@ -36,6 +36,9 @@ const (
 	Find Want = "find"
 	// Edges are samples of counters, one at once and then one per Interval.
 	Edges Want = "edges"
+	// Stacks are what the goroutines of the proxy do, for a support bundle. The
+	// proxy stands still while they are written down.
+	Stacks Want = "stacks"
 )
 
 // Query selects what somebody wants to see. Its zero fields select all.
@@ -163,7 +166,7 @@ func (q Query) Filter() (*Filter, error) {
 	f := &Filter{denied: q.Denied, failed: q.Failed, both: q.Both, method: []byte(strings.ToUpper(q.Method)), path: []byte(q.Path)}
 	var err error
 	switch q.Want {
-	case Records, Edges:
+	case Records, Edges, Stacks:
 	case Denials:
 		f.denied = true
 	case Find:

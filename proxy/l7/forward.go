@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/proxy/http1"
+	"github.com/meshd/meshd/proxy/sock"
 )
 
 // finalWrite bounds how long the end of an exchange waits for the request's
@@ -21,10 +22,11 @@ type forward struct {
 	pool   *Pool
 	ex     *Exchange
 	up     *upstreamConn
-	reused bool // up came from the pool
-	begun  bool // the request was sent
-	unsent bool // nothing of it left
-	whole  bool // the request was sent to its end, by the one that sent its head
+	reused bool  // up came from the pool
+	begun  bool  // the request was sent
+	unsent bool  // nothing of it left
+	early  error // of reading the answer, in the call that sent the request
+	whole  bool  // the request was sent to its end, by the one that sent its head
 	failed *Error
 
 	parser http1.Response
@@ -57,7 +59,7 @@ func newForward(p *Pool) *forward {
 
 func (f *forward) start(ex *Exchange) {
 	f.ex = ex
-	f.reused, f.begun, f.unsent, f.whole, f.failed = false, false, false, false, nil
+	f.reused, f.begun, f.unsent, f.whole, f.failed, f.early = false, false, false, false, nil, nil
 	f.final, f.keep, f.pumping = false, false, false
 	f.lastOut.Store(false)
 	f.pumpOK.Store(false)
@@ -111,16 +113,14 @@ func (f *forward) Head(w Waker) (*ResponseHead, error) {
 // connect gets a connection and sends the request on it. A kept one that turns
 // out to be dead before a byte left is replaced by a fresh one.
 func (f *forward) connect(kept bool) error {
-	if kept {
-		if u := f.pool.take(); u != nil {
-			if f.use(u, true) != nil {
-				return errInterrupted
-			}
-			if f.send(); !f.unsent || f.pumping {
-				return nil
-			}
-			u.link.close()
-			f.ex.Record.Retried = true
+	for kept {
+		u := f.pool.pop()
+		if u == nil {
+			break
+		}
+		sent, err := f.reuse(u)
+		if sent || err != nil {
+			return err
 		}
 	}
 	u, err := f.dial()
@@ -132,6 +132,64 @@ func (f *forward) connect(kept bool) error {
 	}
 	f.send()
 	return nil
+}
+
+// reuse sends the request on a connection that was kept, if that is open and
+// silent, and reports whether it did; if not, the connection is closed.
+func (f *forward) reuse(u *upstreamConn) (sent bool, err error) {
+	simple := f.ex.Body == nil && f.ex.Upgrade == "" && u.link.asks != nil
+	if !simple && !u.link.quiet() {
+		u.link.close()
+		return false, nil
+	}
+	if f.use(u, true) != nil {
+		return false, errInterrupted
+	}
+	if simple {
+		f.unsent = true // until Ask
+		f.src.asked = instant()
+		n, err := u.link.ask((*question)(f), f.src.deadline, f.look)
+		switch {
+		case n > 0:
+			f.src.buf.w = n
+			f.ex.progress.Store(instant())
+			return true, nil
+		case errors.Is(err, sock.ErrBusy):
+			u.link.close()
+			return false, nil
+		case !f.unsent:
+			f.early = err
+			return true, nil
+		}
+	} else if f.send(); !f.unsent || f.pumping {
+		return true, nil
+	}
+	u.link.close()
+	f.ex.Record.Retried = true
+	return false, nil
+}
+
+// question is a request without a body, sent while waiting for its answer
+// begins already.
+type question forward
+
+// Ask implements sock.Asker.
+func (q *question) Ask() bool {
+	f := (*forward)(q)
+	f.send()
+	return !f.unsent
+}
+
+// Lend implements sock.Lender.
+func (q *question) Lend() []byte {
+	q.src.buf = getBuffer()
+	return q.src.buf.b
+}
+
+// Return implements sock.Lender.
+func (q *question) Return() {
+	q.src.buf.release()
+	q.src.buf = nil
 }
 
 func (f *forward) dial() (*upstreamConn, error) {
@@ -269,6 +327,10 @@ func (f *forward) readHead() error {
 	s := &f.src
 	if s.buf == nil {
 		s.buf = getBuffer()
+	}
+	if err := f.early; err != nil {
+		f.early = nil
+		return err
 	}
 	b := s.buf
 	if b.r > 0 { // behind an interim head, which is void now

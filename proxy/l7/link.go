@@ -38,6 +38,7 @@ type link struct {
 	// plain says that bytes of nc are bytes of raw: no TLS between.
 	plain   bool
 	lends   lendReader // nc, or nil if it can't
+	asks    asker      // nc, or nil if it can't
 	gathers gatherer   // nc, or nil if it can't
 	holds   holder     // nc, or nil if it keeps nothing
 
@@ -57,6 +58,9 @@ type (
 	lendReader interface {
 		ReadLent(l sock.Lender) (int, error)
 	}
+	asker interface {
+		AskLent(q sock.Asker) (int, error)
+	}
 	gatherer interface {
 		WriteAll(a, b, c []byte) (int64, error)
 	}
@@ -74,6 +78,7 @@ func (l *link) init(nc net.Conn) {
 		l.tcp, l.plain = under.NetConn(), false
 	}
 	l.lends, _ = nc.(lendReader)
+	l.asks, _ = nc.(asker)
 	l.gathers, _ = nc.(gatherer)
 	l.holds, _ = nc.(holder)
 	if sc, ok := l.tcp.(syscall.Conn); ok {
@@ -270,6 +275,19 @@ func (l *link) clearDeadline() bool {
 	}
 	l.readArmed = 0
 	return l.nc.SetReadDeadline(time.Time{}) == nil && !l.interrupted.Load()
+}
+
+// ask sends what q asks on an unused connection, and reads the beginning of the answer if that comes before the first look.
+// Where it was asked and no answer came yet, both results are zero. sock.ErrBusy and sock.ErrUnasked are those of AskLent.
+func (l *link) ask(q sock.Asker, by int64, look func() error) (int, error) {
+	if err := l.armRead(by, true); err != nil {
+		return 0, err
+	}
+	n, err := l.asks.AskLent(q)
+	if n > 0 || err == nil || errors.Is(err, sock.ErrBusy) || errors.Is(err, sock.ErrUnasked) {
+		return n, err
+	}
+	return 0, l.again(err, by, look)
 }
 
 // await is read into what from lends. It is asked when bytes are there, so that

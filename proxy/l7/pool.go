@@ -73,24 +73,18 @@ func (p *Pool) CloseIdle() {
 	}
 }
 
-// take returns a kept connection that is open and silent, or nil.
-func (p *Pool) take() *upstreamConn {
-	for {
-		p.mu.Lock()
-		n := len(p.idle)
-		if n == 0 {
-			p.mu.Unlock()
-			return nil
-		}
-		u := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		p.mu.Unlock()
-		if u.link.quiet() {
-			return u
-		}
-		u.link.close()
+// pop returns the connection that was kept last, or nil. Whether it is still fit for use is for the caller to find out.
+func (p *Pool) pop() *upstreamConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.idle)
+	if n == 0 {
+		return nil
 	}
+	u := p.idle[n-1]
+	p.idle[n-1] = nil
+	p.idle = p.idle[:n-1]
+	return u
 }
 
 // keep takes u for a later exchange, or closes it.

@@ -16,8 +16,9 @@ var ErrUnsupported = errors.New("not a session of TLS 1.3 that can be taken over
 // Transport is what a Conn is carried by: a TCP connection, possibly with a life of its own around it. *sock.Conn is one.
 type Transport interface {
 	net.Conn
-	// ReadLent and TryWrite are those of sock.Conn.
+	// ReadLent, AskLent and TryWrite are those of sock.Conn.
 	ReadLent(l sock.Lender) (int, error)
+	AskLent(q sock.Asker) (int, error)
 	TryWrite(p []byte) (int, error)
 }
 

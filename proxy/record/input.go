@@ -37,7 +37,8 @@ type input struct {
 	hand  []byte // of a handshake message that is not whole yet
 	idle  int    // records without data in a row
 	asked bool   // the peer wants our key changed
-	err   error  // why nothing comes any more; io.EOF is the peer's goodbye
+	asker sock.Asker
+	err   error // why nothing comes any more; io.EOF is the peer's goodbye
 }
 
 // Read reads what is there, and blocks until something is. It returns io.EOF after the peer's goodbye only: a connection that
@@ -88,6 +89,22 @@ func (c *Conn) ReadLent(l sock.Lender) (int, error) {
 	return c.Read(l.Lend())
 }
 
+// AskLent is that of sock.Conn: q asks, and lends memory for the answer.
+func (c *Conn) AskLent(q sock.Asker) (int, error) {
+	if c.Buffered() {
+		return 0, sock.ErrBusy
+	}
+	c.in.asker = q
+	n, err := c.t.AskLent((*lender)(c))
+	c.in.asker = nil
+	if n == 0 {
+		return 0, c.ended(err)
+	}
+	c.in.buf.w = n
+	c.in.bulk = n == len(c.in.buf.b)
+	return c.ReadLent(q)
+}
+
 // Buffered reports whether there is something of the peer's, data or not, that was taken off the connection and not read yet.
 // It is for who would read next.
 func (c *Conn) Buffered() bool { return c.in.buf != nil || c.in.err != nil }
@@ -133,14 +150,19 @@ func (c *Conn) fill() error {
 		in.bulk = n == room
 		return nil
 	}
-	if err == nil {
-		return nil
+	return c.ended(err)
+}
+
+// ended keeps an error of the transport that is final, and names an end without a goodbye.
+func (c *Conn) ended(err error) error {
+	if err == nil || errors.Is(err, sock.ErrBusy) || errors.Is(err, sock.ErrUnasked) {
+		return err
 	}
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	if timeout, ok := errors.AsType[net.Error](err); !ok || !timeout.Timeout() {
-		in.err = err
+		c.in.err = err
 	}
 	return err
 }
@@ -153,6 +175,9 @@ func (l *lender) Lend() []byte {
 	l.in.buf = borrow(&smallIn, &largeIn, l.in.bulk)
 	return l.in.buf.b
 }
+
+// Ask implements sock.Asker.
+func (l *lender) Ask() bool { return l.in.asker.Ask() }
 
 // Return implements sock.Lender.
 func (l *lender) Return() {

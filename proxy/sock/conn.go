@@ -4,6 +4,7 @@
 package sock
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -32,6 +33,8 @@ type Conn struct {
 	each   func(fd uintptr) bool // writes them
 	lender Lender                // of the read that runs
 	lent   func(fd uintptr) bool
+	asker  Asker                 // of the question that runs, until it was asked
+	ask    func(fd uintptr) bool // asks, then reads
 	once   func(fd uintptr) bool
 }
 
@@ -42,6 +45,20 @@ type Lender interface {
 	// Return takes back what Lend gave: nothing was read into it.
 	Return()
 }
+
+// Asker is who asks on a connection that was kept: it sends a question, and lends memory for the answer.
+type Asker interface {
+	Lender
+	// Ask writes to the connection. It must not read from it. If it reports false nobody waits for an answer.
+	Ask() bool
+}
+
+var (
+	// ErrBusy is a connection on which something waits to be read before anything was asked: an end, an error, or bytes.
+	ErrBusy = errors.New("there is something to read before anything was asked")
+	// ErrUnasked is an Asker's word that it could not ask.
+	ErrUnasked = errors.New("nothing was asked")
+)
 
 // half is one direction's system call, and what it is to do. The function is
 // made once, so that calling it allocates nothing.
@@ -69,6 +86,22 @@ func New(s Stream) *Conn {
 			c.lender.Return()
 		}
 		return c.in.err != syscall.EAGAIN //nolint:errorlint // an errno as the kernel returns it
+	}
+	c.ask = func(fd uintptr) bool {
+		if c.asker == nil {
+			return c.lent(fd)
+		}
+		q := c.asker
+		c.asker = nil
+		if _, err := Peek(fd); err != syscall.EAGAIN { //nolint:errorlint // an errno as the kernel returns it
+			c.in.err = ErrBusy
+			return true
+		}
+		if !q.Ask() {
+			c.in.err = ErrUnasked
+			return true
+		}
+		return false // the poller remembers what comes since this callback was entered
 	}
 	c.each = func(fd uintptr) bool {
 		for c.all.left() {
@@ -120,12 +153,27 @@ func (c *Conn) ReadLent(l Lender) (int, error) {
 	return n, err
 }
 
+// AskLent lets q ask, and reads the answer into what q lends. Other than a write and a ReadLent it tries no read before there is
+// an answer. It makes sure first that nothing is there; if there is, or the connection cannot tell, it is ErrBusy, and nothing was
+// asked. After ErrUnasked nothing was read. After a deadline the answer may be read with ReadLent.
+func (c *Conn) AskLent(q Asker) (int, error) {
+	if c.raw == nil {
+		return 0, ErrBusy
+	}
+	c.lender, c.asker = q, q
+	n, err := c.read(c.ask)
+	c.lender, c.asker = nil, nil
+	return n, err
+}
+
 func (c *Conn) read(try func(fd uintptr) bool) (int, error) {
 	c.in.n, c.in.err = 0, nil
 	err := c.raw.Read(try)
 	switch {
 	case err != nil: // a deadline, or closed
 		return 0, err
+	case c.in.err == ErrBusy, c.in.err == ErrUnasked: //nolint:errorlint // set here
+		return 0, c.in.err
 	case c.in.err != nil:
 		return 0, c.failure("read", c.in.err)
 	case c.in.n == 0:

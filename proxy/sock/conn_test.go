@@ -151,10 +151,10 @@ func TestWriteToResetPeer(t *testing.T) {
 // write wait for too long.
 func TestWriteDeadline(t *testing.T) {
 	near, far := pair(t)
-	if err := near.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	block := make([]byte, 64<<20)
+	if err := near.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
-	block := make([]byte, 64<<20)
 	n, err := near.Write(block)
 	if n == 0 || n == len(block) || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("Write is %d, %v", n, err)
@@ -257,10 +257,10 @@ func TestWriteAll(t *testing.T) {
 // TestWriteAllBreaks counts what left.
 func TestWriteAllBreaks(t *testing.T) {
 	near, far := pair(t)
-	if err := near.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+	block := make([]byte, 32<<20)
+	if err := near.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
-	block := make([]byte, 32<<20)
 	n, err := near.WriteAll(block[:10], block, block)
 	if n < 10 || n >= int64(2*len(block)) || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("WriteAll is %d, %v", n, err)
@@ -270,6 +270,79 @@ func TestWriteAllBreaks(t *testing.T) {
 	}
 	if got, err := io.Copy(io.Discard, far); err != nil || got != n {
 		t.Errorf("the peer got %d bytes, %v; WriteAll said %d", got, err, n)
+	}
+}
+
+// question is an Asker.
+type question struct {
+	ask  func() bool
+	buf  [10]byte
+	lent int
+}
+
+func (q *question) Ask() bool    { return q.ask() }
+func (q *question) Lend() []byte { q.lent++; return q.buf[:] }
+func (q *question) Return()      { q.lent-- }
+
+// TestAskLent has what may be there before a question, between it and its answer, and instead of it.
+func TestAskLent(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		before  func(far *net.TCPConn) error
+		ask     func(near *sock.Conn, far *net.TCPConn) bool
+		n, lent int
+		want    error
+	}{
+		{"answered at once", nil, func(near *sock.Conn, far *net.TCPConn) bool {
+			_, err := near.Write([]byte("ping"))
+			_, failed := far.Write([]byte("pong"))
+			return errors.Join(err, failed) == nil
+		}, 4, 1, nil},
+		{"answered later", nil, func(near *sock.Conn, far *net.TCPConn) bool {
+			go func() {
+				if _, err := far.Read(make([]byte, 10)); err == nil {
+					_, _ = far.Write([]byte("pong")) // the test reads it
+				}
+			}()
+			_, err := near.Write([]byte("ping"))
+			return err == nil
+		}, 4, 1, nil},
+		{"bytes before", func(far *net.TCPConn) error {
+			_, err := far.Write([]byte("x"))
+			return err
+		}, func(*sock.Conn, *net.TCPConn) bool { panic("asked") }, 0, 0, sock.ErrBusy},
+		{
+			"an end before", func(far *net.TCPConn) error { return far.CloseWrite() },
+			func(*sock.Conn, *net.TCPConn) bool { panic("asked") }, 0, 0, sock.ErrBusy,
+		},
+		{
+			"a reset before", func(far *net.TCPConn) error { return errors.Join(far.SetLinger(0), far.Close()) },
+			func(*sock.Conn, *net.TCPConn) bool { panic("asked") }, 0, 0, sock.ErrBusy,
+		},
+		{"not asked", nil, func(*sock.Conn, *net.TCPConn) bool { return false }, 0, 0, sock.ErrUnasked},
+		{"an end for an answer", nil, func(_ *sock.Conn, far *net.TCPConn) bool { return far.CloseWrite() == nil }, 0, 0, io.EOF},
+		{"a deadline", nil, func(near *sock.Conn, _ *net.TCPConn) bool {
+			return near.SetReadDeadline(time.Unix(1, 0)) == nil
+		}, 0, 0, os.ErrDeadlineExceeded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			near, far := pair(t)
+			if c.before != nil {
+				if err := c.before(far); err != nil {
+					t.Fatal(err)
+				}
+				raw, err := near.SyscallConn()
+				if err != nil {
+					t.Fatal(err)
+				}
+				wait(t, raw)
+			}
+			q := &question{ask: func() bool { return c.ask(near, far) }}
+			n, err := near.AskLent(q)
+			if n != c.n || !errors.Is(err, c.want) || q.lent != c.lent {
+				t.Errorf("AskLent is %d, %v with %d lent; want %d, %v, %d", n, err, q.lent, c.n, c.want, c.lent)
+			}
+		})
 	}
 }
 

@@ -37,13 +37,13 @@ func (g *gather) write(fd uintptr) (int, error) {
 	used := 0
 	for _, p := range g.parts {
 		if len(p) > 0 {
-			g.iov[used].Base = unsafe.SliceData(p)
+			g.iov[used].Base = unsafe.SliceData(p) //nolint:gosec // the parts live for the call
 			g.iov[used].SetLen(len(p))
 			used++
 		}
 	}
 	g.message.Iov = &g.iov[0]
-	g.message.Iovlen = uint64(used) //nolint:gosec // at most 3
+	g.message.Iovlen = uint64(used)
 	for {
 		n, _, errno := syscall.RawSyscall(syscall.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&g.message)), syscall.MSG_NOSIGNAL) //nolint:gosec // as below
 		switch errno {
