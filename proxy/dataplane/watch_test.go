@@ -316,3 +316,44 @@ func TestDenialsAreBounded(t *testing.T) {
 		t.Errorf("%d records with a limit of 3", len(all.Records))
 	}
 }
+
+// BenchmarkWatched tells what a request over two mTLS hops costs while somebody watches both, who reads or does not.
+func BenchmarkWatched(b *testing.B) {
+	for _, how := range []string{"nobody", "who reads", "who does not read"} {
+		b.Run(how, func(b *testing.B) {
+			m := newMesh(b, options{protocol: catalog.ProtocolHTTP, apps: []string{benchApp(b)}, intention: allow()})
+			ctx, cancel := context.WithCancel(b.Context())
+			var watchers sync.WaitGroup
+			begun := make(chan struct{}, 2)
+			for _, h := range []*host{m.a, m.b} {
+				if how == "nobody" {
+					break
+				}
+				first := true
+				watchers.Go(func() {
+					_ = h.plane.Watch(ctx, flow.Query{Want: flow.Records, Both: true}, func(flow.Answer) error {
+						if first {
+							first = false
+							begun <- struct{}{}
+						} else if how == "who does not read" {
+							<-ctx.Done()
+						}
+						return ctx.Err()
+					})
+				})
+				<-begun
+			}
+			c := newBenchClient(b, m.upstream)
+			for range 1000 {
+				c.do()
+			}
+			started := cpu(b)
+			for b.Loop() {
+				c.do()
+			}
+			b.ReportMetric(float64((cpu(b)-started).Nanoseconds())/float64(b.N)/1000, "cpu-µs/req")
+			cancel()
+			watchers.Wait()
+		})
+	}
+}
