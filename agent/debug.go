@@ -1,13 +1,19 @@
 package agent
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"runtime/pprof"
+	"strings"
 	"sync"
 
 	"github.com/meshd/meshd/agent/plan"
 	"github.com/meshd/meshd/agent/view"
+	"github.com/meshd/meshd/proxy/flow"
 )
 
 // settings is what a support bundle tells of agent.hcl: these fields and no
@@ -79,6 +85,15 @@ func (a *Agent) debugRoutes(mux *http.ServeMux) {
 	part("view", func(h *host, w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, h.told()) })
 	part("goroutines", func(_ *host, w http.ResponseWriter, _ *http.Request) { profile(w, "goroutine", 2) })
 	part("heap", func(_ *host, w http.ResponseWriter, _ *http.Request) { profile(w, "heap", 0) })
+	part("proxy-goroutines", func(h *host, w http.ResponseWriter, r *http.Request) {
+		text, err := h.proxyStacks(r.Context())
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, text) // the client is gone: nobody to tell
+	})
 	scrape := sync.OnceValues(func() (http.Handler, error) { return a.running.Load().scrape() })
 	part("metrics", func(_ *host, w http.ResponseWriter, r *http.Request) {
 		handler, err := scrape()
@@ -95,6 +110,32 @@ func (a *Agent) debugRoutes(mux *http.ServeMux) {
 func profile(w http.ResponseWriter, name string, form int) {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	_ = pprof.Lookup(name).WriteTo(w, form) // the client is gone: nobody to tell
+}
+
+// proxyStacks asks the attached proxies what their goroutines do.
+func (h *host) proxyStacks(ctx context.Context) (string, error) {
+	if len(h.feed.Status()) == 0 {
+		return "", errNoProxy
+	}
+	ctx, cancel := context.WithTimeout(ctx, watchPatience)
+	defer cancel()
+	var mu sync.Mutex
+	var text strings.Builder
+	var problem error
+	err := h.feed.Ask(ctx, flow.Query{Want: flow.Stacks}, func(a flow.Answer) {
+		mu.Lock()
+		defer mu.Unlock()
+		text.WriteString(a.Stacks)
+		if a.Error != "" {
+			problem = errors.New(a.Error)
+		}
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if text.Len() > 0 {
+		return text.String(), nil
+	}
+	return "", cmp.Or(errors.Join(err, problem, ctx.Err()), errProxyLate)
 }
 
 // told is what the servers have told this host, by topic.

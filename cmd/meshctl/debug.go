@@ -145,6 +145,8 @@ func debugHost(ctx context.Context, b *bundle, socket string) {
 		{"host/metrics.txt", "/v1/agent/debug/metrics"},
 		{"host/goroutines.txt", "/v1/agent/debug/goroutines"},
 		{"host/heap.pb.gz", "/v1/agent/debug/heap"},
+		{"host/proxy-goroutines.txt", "/v1/agent/debug/proxy-goroutines"},
+		{"host/denials.json", "/v1/denials"},
 	} {
 		data, err := localRaw(ctx, socket, "GET", part.path)
 		b.add(part.name, data, err)
