@@ -221,19 +221,7 @@ func TestServerVanishes(t *testing.T) {
 func TestLinkIsCut(t *testing.T) {
 	t.Parallel()
 	m := newReal(t, offer{name: "tcp", protocol: "tcp", port: 8602, local: 9602})
-	l := m.far.listen("127.0.0.1:8602")
-	client := m.web.connect("127.0.0.1:9602")
-	if _, err := io.WriteString(client, "hello\n"); err != nil {
-		t.Fatal(err)
-	}
-	app, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = app.Close() })
-	if _, err := bufio.NewReader(app).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
+	client, app := m.session()
 	m.cutLink()
 	cut := time.Now()
 	var reading sync.WaitGroup
@@ -251,6 +239,25 @@ func TestLinkIsCut(t *testing.T) {
 		})
 	}
 	reading.Wait()
+}
+
+// session opens a TCP session to the service "tcp" and has a line pass through it.
+func (m *real) session() (client, app net.Conn) {
+	m.t.Helper()
+	l := m.far.listen("127.0.0.1:8602")
+	client = m.web.connect("127.0.0.1:9602")
+	if _, err := io.WriteString(client, "hello\n"); err != nil {
+		m.t.Fatal(err)
+	}
+	app, err := l.Accept()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { _ = app.Close() })
+	if _, err := bufio.NewReader(app).ReadString('\n'); err != nil {
+		m.t.Fatal(err)
+	}
+	return client, app
 }
 
 // cutLink drops every packet between the hosts from now on.
@@ -273,19 +280,7 @@ func (m *real) cutLink() {
 func TestLinkIsCutWhileSending(t *testing.T) {
 	t.Parallel()
 	m := newReal(t, offer{name: "tcp", protocol: "tcp", port: 8602, local: 9602})
-	l := m.far.listen("127.0.0.1:8602")
-	client := m.web.connect("127.0.0.1:9602")
-	if _, err := io.WriteString(client, "hello\n"); err != nil {
-		t.Fatal(err)
-	}
-	app, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = app.Close() })
-	if _, err := bufio.NewReader(app).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
+	client, _ := m.session()
 	m.cutLink()
 	cut := time.Now()
 	if err := client.SetDeadline(cut.Add(50 * time.Second)); err != nil {
