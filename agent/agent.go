@@ -166,6 +166,9 @@ func (h *host) run(ctx context.Context, g *errgroup.Group) error {
 		}
 		return err
 	}
+	// Before the first plan: a proxy that serves would lose the keys that nobody
+	// seems to want.
+	h.wantLeaves()
 	g.Go(func() error { return h.view.Run(ctx) })
 	g.Go(func() error { return h.leaves.Run(ctx) })
 	g.Go(func() error { return h.syncer.Run(ctx) })

@@ -69,16 +69,8 @@ func (h *host) followDefinitions(ctx context.Context) error {
 		defined, checked := h.registry.Changed(), h.checks.Changed()
 		h.defineChecks()
 		h.register()
-		definitions := h.registry.Definitions()
-		ids := []spiffe.ID{h.nodeID()}
-		for _, d := range definitions {
-			id := spiffe.Service(h.identity.Load().TrustDomain, d.Ref().Namespace, d.Name)
-			if !slices.Contains(ids, id) {
-				ids = append(ids, id)
-			}
-		}
-		h.leaves.Want(ids)
-		h.view.Subscribe(plan.Topics(definitions))
+		h.wantLeaves()
+		h.view.Subscribe(plan.Topics(h.registry.Definitions()))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -86,6 +78,18 @@ func (h *host) followDefinitions(ctx context.Context) error {
 		case <-checked:
 		}
 	}
+}
+
+// wantLeaves asks for the certificates of the definitions in force.
+func (h *host) wantLeaves() {
+	ids := []spiffe.ID{h.nodeID()}
+	for _, d := range h.registry.Definitions() {
+		id := spiffe.Service(h.identity.Load().TrustDomain, d.Ref().Namespace, d.Name)
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	h.leaves.Want(ids)
 }
 
 // register hands what is defined, and how it fares, to the syncer.
