@@ -313,20 +313,6 @@ func TestIdleTCPIsCut(t *testing.T) {
 	wantReset(t, c)
 }
 
-func TestALargeBufferIsGivenBackAndTheSessionGoesOn(t *testing.T) {
-	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{serveTCP(t, echo)}, intention: allow()})
-	c := dial(t, m.upstream)
-	bulk := string(bytes.Repeat([]byte("bulk"), 64<<10))
-	for range 2 {
-		if exchange(t, c, "x"); len(exchange(t, c, bulk)) != len(bulk) {
-			t.Fatal("bulk was not echoed")
-		}
-		// Longer than the proxy keeps large buffers for a silent session.
-		quiet := time.NewTimer(3500 * time.Millisecond)
-		<-quiet.C
-	}
-}
-
 func TestLimitOfConnections(t *testing.T) {
 	limits := dataplane.Limits{Connections: 2}
 	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{serveTCP(t, echo)}, intention: allow(), limits: limits})

@@ -30,7 +30,9 @@ func (t *turnstile) Read(b []byte) (int, error) {
 
 // Write implements net.Conn.
 func (t *turnstile) Write(b []byte) (int, error) {
-	t.end()
+	if !t.begun { // nothing is set after the handshake, when one goroutine reads and another writes
+		t.end()
+	}
 	return t.Conn.Write(b)
 }
 
