@@ -75,6 +75,12 @@ func newPair(t *testing.T) *pair {
 		}
 		return ""
 	})
+	for _, port := range []int{9191, 9192, 9193, 9194} {
+		p.web.listens(port)
+	}
+	for _, m := range p.apis {
+		m.listens(7443)
+	}
 	for _, name := range []string{"api", "plain", "slow", "echo"} {
 		p.meshctl(0, "intention", "allow", "web", name, "--wait")
 	}

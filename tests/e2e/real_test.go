@@ -52,10 +52,25 @@ func newReal(t *testing.T, offers ...offer) *real {
 		}
 		return ""
 	})
-	for _, name := range names {
+	r.far.listens(7443)
+	for _, o := range offers {
+		r.web.listens(o.local)
+	}
+	for _, name := range names { // counts the proxies that are there: they are
 		r.meshctl(0, "intention", "allow", "web", name, "--wait")
 	}
 	return r
+}
+
+// listens waits until somebody listens at a port of the host, without connecting.
+func (h *host) listens(port int) {
+	h.t.Helper()
+	eventually(h.t, 20*time.Second, fmt.Sprintf("somebody listens at port %d of %s", port, h.name), func() string {
+		if r := h.run("ss", "-Hltn", fmt.Sprintf("sport = :%d", port)); r.stdout == "" {
+			return "nobody does " + r.stderr
+		}
+		return ""
+	})
 }
 
 // python is Debian's own, whose packages the tests use.
