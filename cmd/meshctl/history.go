@@ -28,7 +28,7 @@ func (a *app) historyCommand() *cobra.Command {
 			return nil
 		},
 		Long: `history shows every change of intentions that the servers remember: the last
-10,000, whoever made them and by whatever command. What one command changed has
+2,000, whoever made them and by whatever command. What one command changed has
 one revision, by which "meshctl intention undo" knows it.`,
 		Example: "  meshctl intention history web api\n  meshctl intention history --dst api --since 24h",
 		RunE: func(cmd *cobra.Command, args []string) error {

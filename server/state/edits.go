@@ -18,7 +18,7 @@ const (
 	// KeptEdits is how many changes of intentions are remembered at least. Older
 	// ones go, a few records with each change; the parts of a large transaction one
 	// after the other, the first one first.
-	KeptEdits = 10_000
+	KeptEdits = 2_000
 	// maxEditsPart bounds the bytes of one record.
 	maxEditsPart = 64 << 10
 	// maxForget is how many old records a transaction removes at most: it has to

@@ -293,7 +293,7 @@ func (s *spine) measured() []*measured {
 		{name: "api proxy", process: s.api.proxy, metrics: of(s.api, 7491)},
 		{name: "web agent", process: s.web.agent, metrics: of(s.web, 7490), prefix: "mesh_agent_"},
 		{name: "api agent", process: s.api.agent, metrics: of(s.api, 7490), prefix: "mesh_agent_"},
-		// It remembers the last 10,000 changes of intentions: every second change.
+		// It remembers the last 2,000 changes of intentions: every second change.
 		{name: "server", process: s.daemon, metrics: server, history: 4},
 	}
 }
