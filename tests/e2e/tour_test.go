@@ -56,7 +56,7 @@ esac
 `
 	sshScript = `#!/bin/sh
 host=$1; shift
-exec nsenter -t "$(cat '%[1]s'/"$host".pid)" -m -u -n sh -c "$*"
+exec nsenter -t "$(cat '%[1]s'/"$host".pid)" -m -u -n -r -w sh -c "$*"
 `
 	scpScript = `#!/bin/bash
 to=${!#}
@@ -116,7 +116,7 @@ func (m *machine) typed(command string) (printed string, status int) {
 	defer out.Close() //nolint:errcheck // what goes on in the background writes on
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.pid), "-m", "-u", "-n", "bash", "-c", "cd '"+m.work+"'\n"+command)
+	cmd := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.pid), "-m", "-u", "-n", "-r", "-w", "bash", "-c", "cd '"+m.work+"'\n"+command)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "NO_COLOR=1", "LANG=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:"+os.Getenv("PATH"))
 	err = cmd.Run()
