@@ -62,7 +62,7 @@ services folder; what they may do is up to you.`,
 func (d *dev) run(ctx context.Context) (err error) {
 	cleanup, err := d.folders()
 	if err != nil {
-		return err
+		return errors.Join(err, cleanup())
 	}
 	defer func() { err = errors.Join(err, cleanup()) }()
 	api, err := listenLoopback(ctx, server.DefaultPort)
@@ -89,7 +89,7 @@ func (d *dev) run(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// folders makes the folders, and returns what removes the temporary ones.
+// folders makes the folders, and returns what removes the temporary ones, after an error too.
 func (d *dev) folders() (cleanup func() error, err error) {
 	cleanup = func() error { return nil }
 	if d.data == "" {

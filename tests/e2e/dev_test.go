@@ -48,6 +48,11 @@ func TestDevDemo(t *testing.T) {
 	if r := h.run("nsenter", within(filepath.Join(bin, "meshctl"), "services")...); r.code != 0 || !strings.Contains(r.stdout, "api") {
 		t.Errorf("meshctl services: %s%s", r.stdout, r.stderr)
 	}
+	// A second one says why it can't, and leaves nothing (see below).
+	if r := h.run("nsenter", within("env", "TMPDIR="+temp, filepath.Join(bin, "meshd"), "dev", "--demo")...); r.code == 0 ||
+		!strings.Contains(r.stderr, "a server runs on this machine already") {
+		t.Errorf("a second meshd dev: %d %s%s", r.code, r.stdout, r.stderr)
+	}
 	dev.kill(syscall.SIGINT)
 	select {
 	case <-dev.done:
