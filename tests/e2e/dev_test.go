@@ -16,7 +16,9 @@ func TestDevDemo(t *testing.T) {
 	t.Parallel()
 	// A machine of its own, for a server may run on this one.
 	h := newNetwork(t).machine(t, "laptop", t.TempDir(), "")
-	within := func(args ...string) []string { return append([]string{"-t", strconv.Itoa(h.pid), "-m", "-r", "-w"}, args...) }
+	within := func(args ...string) []string {
+		return append([]string{"-t", strconv.Itoa(h.pid), "-m", "-r", "-w"}, args...)
+	}
 	temp := h.path("tmp")
 	if err := os.Mkdir(temp, 0o700); err != nil {
 		t.Fatal(err)
