@@ -52,7 +52,7 @@ func (f *field) nginxHop(ctx context.Context) error {
 	if _, err := load.Scrape(ctx, metrics, ""); err != nil { // then the workers are there
 		return err
 	}
-	pids, err := load.Family(pid)
+	pids, err := rig.Family(pid)
 	f.lanes = append(f.lanes, lane{plain, nginxName, addresses[1+httpCluster], []part{{role: "proxy", pids: pids, metrics: metrics}}})
 	return err
 }

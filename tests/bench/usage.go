@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/tests/bench/load"
+	"github.com/meshd/meshd/tests/conformance/rig"
 )
 
 // usage is CPU time up to a moment: that of the whole machine, what of it the
@@ -57,7 +58,7 @@ func (f *field) usage() (usage, error) {
 			continue // it counts as another's, and the report says that it failed
 		default:
 		}
-		pids, err := load.Family(p.PID())
+		pids, err := rig.Family(p.PID())
 		if err != nil {
 			return usage{}, err
 		}

@@ -289,11 +289,11 @@ func (s *stand) memory(t *testing.T) [2]uint64 {
 	t.Helper()
 	var out [2]uint64
 	for i, p := range []*rig.Process{s.pair.Caller, s.pair.Callee} {
-		cost, err := rig.CostOf(p.PID())
+		private, err := rig.PrivateMemory(p.PID())
 		if err != nil {
 			t.Fatal(err)
 		}
-		out[i] = cost.Private
+		out[i] = private
 	}
 	return out
 }

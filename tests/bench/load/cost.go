@@ -4,44 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// Family returns a process and all that descend from it.
-func Family(pid int) ([]int, error) {
-	out := []int{pid}
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return nil, err
-	}
-	for _, path := range tasks {
-		data, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the thread has ended
-		}
-		if err != nil {
-			return nil, err
-		}
-		for child := range bytes.FieldsSeq(data) {
-			n, err := strconv.Atoi(string(child))
-			if err != nil {
-				return nil, err
-			}
-			more, err := Family(n)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, more...)
-		}
-	}
-	return out, nil
-}
 
 // CPU returns the user and system time that all threads of the processes have
 // taken so far, those that have ended included, to the nanosecond: unlike the

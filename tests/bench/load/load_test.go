@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshd/meshd/tests/bench/load"
+	"github.com/meshd/meshd/tests/conformance/rig"
 )
 
 // server answers every request on every connection with what answer returns,
@@ -290,7 +291,7 @@ func body(t *testing.T, nc net.Conn, length int) string {
 }
 
 func TestFamily(t *testing.T) {
-	pids, err := load.Family(os.Getpid())
+	pids, err := rig.Family(os.Getpid())
 	if err != nil || len(pids) == 0 || pids[0] != os.Getpid() {
 		t.Errorf("%v, %v", pids, err)
 	}
