@@ -126,13 +126,17 @@ var (
 	IntentionEdits = &Table[EditsKey, Edits]{
 		kind: "intention-edits", index: 17, encode: encodeEdits, decode: decodeEdits, read: lenient[EditsKey, Edits],
 	}
+	// Servers holds the members of the cluster, by name.
+	Servers = &Table[string, Server]{
+		kind: "server", index: 18, encode: encodeName, decode: decodeName, read: lenient[string, Server],
+	}
 )
 
 // rows lists the tables at their indexes.
 var rows = []row{
 	Namespaces, Nodes, Services, Instances, Intentions, InstanceStatuses,
 	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters, NodeIdentities,
-	Sets, SetMembers, NodeDrains, InstanceDrains, IntentionEdits,
+	Sets, SetMembers, NodeDrains, InstanceDrains, IntentionEdits, Servers,
 }
 
 func rowOf(kind Kind) (row, int) {

@@ -1,0 +1,25 @@
+package state
+
+import "time"
+
+// Server is what a server says of itself, and what operators said of it. It is
+// kept under the server's name.
+type Server struct {
+	// ID is the member of the replicated store that runs under the name: the name
+	// and the instance of its state directory.
+	ID string `json:"id"`
+	// Address is host:port for agents and clients, PeerAddress that for the other
+	// servers; empty for a server that is alone for ever.
+	Address     string `json:"address"`
+	PeerAddress string `json:"peer_address,omitempty"`
+	Version     string `json:"version"`
+	// FeatureLevel is the newest catalog.FeatureLevel that it knows.
+	FeatureLevel int       `json:"feature_level"`
+	Started      time.Time `json:"started"`
+	// Removed are the IDs under which an operator has taken servers of this name
+	// out of the cluster: they are not let in again.
+	Removed []string `json:"removed,omitempty"`
+}
+
+// Gone reports whether nothing but removed members is known under the name.
+func (s Server) Gone() bool { return s.ID == "" }
