@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/builtin"
@@ -20,9 +21,16 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultPort    = 7400
-	DefaultDataDir = "/var/lib/meshd/server"
+	DefaultPort     = 7400
+	DefaultPeerPort = 7401
+	DefaultDataDir  = "/var/lib/meshd/server"
+	// DefaultRemoveDeadAfter is Autopilot's.
+	DefaultRemoveDeadAfter = 10 * time.Minute
 )
+
+// maxExpected bounds bootstrap_expect: with more voters every write waits for
+// more disks, and nothing is gained.
+const maxExpected = 7
 
 // ProviderBuiltin is the certificate authority that needs nothing outside of
 // meshd.
@@ -57,10 +65,37 @@ type Config struct {
 	AdminSocket string `json:"admin_socket,omitempty"`
 	CA          CA     `json:"ca,omitzero"`
 
+	// BootstrapExpect is how many servers begin the cluster together: 1, 3, 5 or 7.
+	// 0 is 1 without RetryJoin, and with it: join a cluster, never begin one.
+	BootstrapExpect int `json:"bootstrap_expect,omitempty"`
+	// RetryJoin lists where other servers are, as host, host:port or IP address; a
+	// name with a leading underscore is looked up as DNS SRV. It may name this
+	// server too, so that all can have the same list.
+	RetryJoin []string `json:"retry_join,omitempty"`
+	// PeerPort is where servers talk to each other; 0 takes DefaultPeerPort. The
+	// address is Bind's, and the host of Advertise.
+	PeerPort uint16 `json:"peer_port,omitempty"`
+	// NonVoter makes a server that serves and follows, but has no vote: a copy that
+	// costs the others no time.
+	NonVoter  bool      `json:"non_voter,omitempty"`
+	Autopilot Autopilot `json:"autopilot,omitzero"`
+
 	// Version is the program's, for status.
 	Version string `json:"-"`
 	// Listener, if set, is used in place of Bind and Port, and closed by Run.
 	Listener net.Listener `json:"-"`
+	// PeerListener, if set, is used in place of Bind and PeerPort, and closed by Run.
+	PeerListener net.Listener `json:"-"`
+	// Alone makes a server that nobody can join: it does not listen for others.
+	Alone bool `json:"-"`
+}
+
+// Autopilot is the block autopilot of server.hcl: what the leader does for the
+// cluster by itself.
+type Autopilot struct {
+	// RemoveDeadAfter is after how long a server that can't be reached loses its
+	// place, if three voters remain without it: 10 m by default, at least 10 s.
+	RemoveDeadAfter catalog.Duration `json:"remove_dead_after,omitzero"`
 }
 
 // settings is what a support bundle tells of server.hcl: these fields and no
@@ -79,6 +114,12 @@ type settings struct {
 	Provider           string `json:"ca_provider,omitempty"`
 	LeafTTL            string `json:"ca_leaf_ttl"` // 0s: the default
 	NodeTTL            string `json:"ca_node_ttl"`
+
+	BootstrapExpect int      `json:"bootstrap_expect"`
+	RetryJoin       []string `json:"retry_join,omitempty"`
+	PeerPort        uint16   `json:"peer_port"`
+	NonVoter        bool     `json:"non_voter,omitempty"`
+	RemoveDeadAfter string   `json:"autopilot_remove_dead_after"`
 }
 
 func (c Config) settings() settings {
@@ -86,6 +127,8 @@ func (c Config) settings() settings {
 		Version: c.Version, TrustDomain: c.TrustDomain, Name: c.Name, DataDir: c.DataDir, ClusterKeyFile: c.ClusterKeyFile,
 		BootstrapTokenFile: c.BootstrapTokenFile, Bind: c.Bind, Port: c.Port, Advertise: c.Advertise, AdminSocket: c.AdminSocket,
 		Provider: c.CA.Provider, LeafTTL: c.CA.LeafTTL.Std().String(), NodeTTL: c.CA.NodeTTL.Std().String(),
+		BootstrapExpect: c.BootstrapExpect, RetryJoin: c.RetryJoin, PeerPort: c.PeerPort, NonVoter: c.NonVoter,
+		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(),
 	}
 }
 
@@ -150,8 +193,42 @@ func (c Config) Validate() error {
 			p.Add(ttl.field, "%s is out of range: write %s to %s", v, ca.MinTTL, ca.MaxTTL)
 		}
 	}
+	c.validateCluster(&p)
 	return p.Err() //nolint:wrapcheck // field errors are the result
 }
+
+func (c Config) validateCluster(p *catalog.Problems) {
+	switch n := c.BootstrapExpect; {
+	case n < 0 || n > maxExpected:
+		p.Add("bootstrap_expect", "%d is out of range: write 1, 3, 5 or 7", n)
+	case n != 0 && n%2 == 0:
+		p.Add("bootstrap_expect", "%d servers survive the loss of no more than %d do: write %d or %d", n, n-1, n-1, n+1)
+	case n > 1 && len(c.RetryJoin) == 0:
+		p.Add("retry_join", "missing: bootstrap_expect is %d, so say where the other servers are", n)
+	case n > 0 && c.NonVoter:
+		p.Add("non_voter", "a server without a vote can't begin a cluster: leave bootstrap_expect out")
+	}
+	if len(c.RetryJoin) > 0 && c.ClusterKeyFile == "" {
+		p.Add("cluster_key_file", "missing: servers admit each other by the cluster key, so all need the same; make it once with meshctl operator keygen")
+	}
+	if c.NonVoter && len(c.RetryJoin) == 0 {
+		p.Add("retry_join", "missing: a server without a vote joins others")
+	}
+	for i, s := range c.RetryJoin {
+		if host, _ := splitAdvertise(strings.TrimSuffix(s, "."), DefaultPeerPort); !isHost(strings.TrimPrefix(strings.ReplaceAll(host, "._", "."), "_")) {
+			p.Add(fmt.Sprintf("retry_join[%d]", i), "%q is no host name, IP address, host:port, or name of a DNS SRV record such as _mesh._tcp.example.com", s)
+		}
+	}
+	if c.withDefaults().Port == c.withDefaults().PeerPort {
+		p.Add("peer_port", "%d is the port for agents and clients: take another", c.PeerPort)
+	}
+	if d := c.Autopilot.RemoveDeadAfter.Std(); d != 0 && d < minRemoveDead {
+		p.Add("autopilot.remove_dead_after", "%s is too short to tell a dead server from one that restarts: write at least %s", d, minRemoveDead)
+	}
+}
+
+// minRemoveDead is the shortest remove_dead_after.
+const minRemoveDead = 10 * time.Second
 
 func (c Config) withDefaults() Config {
 	if c.DataDir == "" {
@@ -162,6 +239,15 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Port == 0 {
 		c.Port = DefaultPort
+	}
+	if c.PeerPort == 0 {
+		c.PeerPort = DefaultPeerPort
+	}
+	if c.BootstrapExpect == 0 && len(c.RetryJoin) == 0 {
+		c.BootstrapExpect = 1
+	}
+	if c.Autopilot.RemoveDeadAfter == 0 {
+		c.Autopilot.RemoveDeadAfter = catalog.Duration(DefaultRemoveDeadAfter)
 	}
 	return c
 }

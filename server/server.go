@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/api"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/meshpb"
@@ -109,7 +110,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("open the store: %w", err)
 	}
 	st := state.New(engine, s.log)
-	m := &member{Server: s, name: name, engine: engine, state: st, authority: newAuthority(s.config, st, key, s.log)}
+	m := &member{Server: s, name: name, id: name, engine: engine, state: st, authority: newAuthority(s.config, st, key, s.log)}
 
 	// The store ends after all that writes to it.
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx))
@@ -132,6 +133,7 @@ func (s *Server) Run(ctx context.Context) error {
 type member struct {
 	*Server
 	name      string
+	id        string // of the member of the store
 	engine    *raftstore.Engine
 	state     *state.State
 	authority *authority
@@ -178,12 +180,13 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		Settings:  m.config.settings(),
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
-		Addresses: []string{address},
+		Addresses: func() []string { return m.addresses(address) },
 	})
 	front := newSplitter(inner, own, m.authority.Bundle, m.log)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.authority.run(ctx) })
 	group.Go(func() error { return own.run(ctx) })
+	group.Go(func() error { return m.announce(ctx, m.record(address)) })
 	group.Go(func() error { return m.lead(ctx) })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return m.serveGRPC(ctx, front.grpc, agents) })
@@ -199,10 +202,24 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 
 // lead runs what one member of the cluster does for all.
 func (m *member) lead(ctx context.Context) error {
-	if err := m.engine.Lead(ctx, m.authority.renew); err != nil && ctx.Err() == nil {
+	err := m.engine.Lead(ctx, func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return m.authority.renew(ctx) })
+		group.Go(func() error { return m.raiseLevel(ctx) })
+		return group.Wait()
+	})
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("lead the cluster: %w", err)
 	}
 	return nil
+}
+
+// record is what this server announces of itself.
+func (m *member) record(address string) state.Server {
+	return state.Server{
+		ID: m.id, Address: address, Version: m.config.Version, FeatureLevel: catalog.FeatureLevel,
+		NonVoter: m.config.NonVoter, Started: time.Now().UTC(),
+	}
 }
 
 func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *rpc.Server) error {

@@ -356,7 +356,7 @@ func (a *API) newJoinToken(c *call, req client.JoinTokenRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	token := ca.JoinToken{Servers: a.cfg.Addresses, Roots: bundle.Hash(a.cfg.Info.TrustDomain), Secret: ca.NewSecret(secret)}
+	token := ca.JoinToken{Servers: a.cfg.Addresses(), Roots: bundle.Hash(a.cfg.Info.TrustDomain), Secret: ca.NewSecret(secret)}
 	text, err := token.Encode()
 	if err != nil {
 		return nil, err

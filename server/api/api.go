@@ -73,8 +73,8 @@ type Config struct {
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
 	Info client.Status
-	// Addresses are host:port of the servers, as join tokens carry them.
-	Addresses []string
+	// Addresses returns host:port of the servers, as join tokens carry them.
+	Addresses func() []string
 	// Now is time.Now unless a test needs another.
 	Now func() time.Time
 	// Heartbeat is how often a watch without news says that it lives; 15 s when

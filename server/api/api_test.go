@@ -120,7 +120,7 @@ func newWorld(t *testing.T) *world {
 	w.api = api.New(api.Config{
 		State: st, Authority: authority, Fleet: w.fleet, Ask: w.fleet.Ask, Snapshots: engineSnapshots{engine}, Log: log,
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "stand_in 1\n") }),
-		Info:    client.Status{Server: "s1", TrustDomain: trustDomain}, Addresses: []string{"127.0.0.1:7400"}, Heartbeat: 20 * time.Millisecond,
+		Info:    client.Status{Server: "s1", TrustDomain: trustDomain}, Addresses: func() []string { return []string{"127.0.0.1:7400"} }, Heartbeat: 20 * time.Millisecond,
 	})
 	w.url, w.local = serve(t, w.api.Handler(false)), serve(t, w.api.Handler(true))
 	return w
