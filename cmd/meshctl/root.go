@@ -56,7 +56,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 		return usage("%v%s; see %s --help", err, nearFlag(c, err.Error()), c.CommandPath())
 	})
 	f := root.PersistentFlags()
-	f.StringVar(&a.addr, "addr", "", "server: HOST:7400 or unix:///PATH (MESH_ADDR)")
+	f.StringVar(&a.addr, "addr", "", "servers: HOST:7400[,HOST:7400]... or unix:///PATH (MESH_ADDR)")
 	f.StringVar(&a.caCert, "ca-cert", "", "PEM file with the roots that the server must chain to (MESH_CACERT)")
 	f.StringVar(&a.tokenFile, "token-file", "", "file with the API token (MESH_TOKEN_FILE)")
 	f.StringVar(&a.contextName, "context", "", "the context to use, see meshctl login (MESH_CONTEXT)")

@@ -27,7 +27,9 @@ import (
 // Config says where the API is and who calls it.
 type Config struct {
 	// Address is "https://HOST:7400", "HOST:7400", "HOST", or
-	// "unix:///PATH" of a server's admin socket, which needs no token.
+	// "unix:///PATH" of a server's admin socket, which needs no token. Several
+	// servers are separated by commas: one that can't be reached, or that has no
+	// leader, is passed over.
 	Address string
 	// Token is sent as a bearer token. Empty: none.
 	Token ca.Secret
@@ -48,6 +50,7 @@ const (
 type Client struct {
 	http    *http.Client
 	base    string
+	targets *targets // nil for a unix socket
 	token   ca.Secret
 	timeout time.Duration
 }
@@ -66,14 +69,18 @@ func New(cfg Config) (*Client, error) {
 		c.base = "http://meshd"
 		return c, nil
 	}
-	base, err := baseURL(cfg.Address)
+	t, err := parseTargets(cfg.Address)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Roots.IsZero() {
 		return nil, fmt.Errorf("address %s: no CA certificate to verify the server by: set MESH_CACERT to the roots (meshctl ca roots prints them)", cfg.Address)
 	}
-	c.base = base
+	c.base, c.targets = "https://"+t.hosts[0], t
+	transport.DialContext = t.dial
+	if len(t.hosts) > 1 {
+		transport.TLSHandshakeTimeout = min(c.timeout, otherServer)
+	}
 	transport.TLSClientConfig = serverTLS(cfg.Roots)
 	return c, nil
 }
@@ -379,20 +386,30 @@ func (c *Client) do(ctx context.Context, method, path string, body, out any) err
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, out any) error {
-	var reader io.Reader
+	var data []byte
 	contentType := ""
 	if body != nil {
-		data, err := json.Marshal(body)
-		if err != nil {
+		var err error
+		if data, err = json.Marshal(body); err != nil {
 			return fmt.Errorf("%s %s: encode the body: %w", method, path, err)
 		}
-		reader, contentType = bytes.NewReader(data), "application/json"
+		contentType = "application/json"
 	}
-	resp, err := c.send(ctx, method, path, contentType, reader)
-	if err != nil {
-		return err
+	for left := c.targets.count(); ; left-- {
+		var reader io.Reader
+		if body != nil {
+			reader = bytes.NewReader(data)
+		}
+		resp, err := c.send(ctx, method, path, contentType, reader)
+		if err == nil {
+			return c.read(resp, method, path, out)
+		}
+		// Unavailable says that nothing was done, so another server may be asked.
+		if CodeOf(err) != CodeUnavailable || left <= 1 || !c.targets.turn() {
+			return err
+		}
+		c.http.CloseIdleConnections()
 	}
-	return c.read(resp, method, path, out)
 }
 
 // send returns a response of class 2xx, whose body the caller closes.
