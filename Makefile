@@ -138,14 +138,14 @@ vuln: $(TOOLS)/govulncheck-$(GOVULNCHECK) ## look for known vulnerabilities (ask
 	$< $(PKGS)
 
 .PHONY: gen
-gen: $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO) $(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC) ## generate code from server/meshpb/mesh.proto
+gen: $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO) $(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC) ## generate code from the .proto files of server/meshpb
 	@tests/setup/tools.sh gen
 	protoc \
 		--plugin=protoc-gen-go=$(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO) \
 		--plugin=protoc-gen-go-grpc=$(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC) \
 		--go_out=. --go_opt=paths=source_relative \
 		--go-grpc_out=. --go-grpc_opt=paths=source_relative \
-		server/meshpb/mesh.proto
+		server/meshpb/*.proto
 
 .PHONY: gen-check
 gen-check: gen ## fail if generated code differs from what is committed

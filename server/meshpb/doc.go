@@ -1,5 +1,6 @@
-// Package meshpb is the wire between agents and servers, generated from
-// mesh.proto, with the few constants that both ends must share.
+// Package meshpb is the wire between agents and servers (mesh.proto) and between
+// servers (peer.proto): generated code, with the few constants that both ends
+// must share.
 package meshpb
 
 // ServerName is the SNI by which a client of port 7400 asks for gRPC; any
@@ -13,5 +14,3 @@ const ServerName = "grpc.meshd"
 // one message, so that it can be applied at once; an agent has to raise
 // gRPC's limit of 4 MiB to this (grpc.MaxCallRecvMsgSize).
 const MaxMessage = 64 << 20
-
-//go:generate protoc --go_out=../.. --go_opt=paths=source_relative --go-grpc_out=../.. --go-grpc_opt=paths=source_relative -I ../.. server/meshpb/mesh.proto
