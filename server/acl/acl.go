@@ -102,8 +102,15 @@ const (
 	Tokens     Resource = "token"
 	JoinTokens Resource = "join-token"
 	Authority  Resource = "ca"
-	Operator   Resource = "operator" // the cluster itself: its members, leases held back, snapshots
-	Proxy      Resource = "proxy"    // what proxies run, and what they see
+	Operator   Resource = "operator" // the cluster itself: its members, leases held back
+	Snapshot   Resource = "snapshot" // the whole state, with all that is secret in it
+	Audit      Resource = "audit"    // who did what
+	Policies   Resource = "policy"
+	Roles      Resource = "role"
+	Proxy      Resource = "proxy" // what proxies run, and what they see
+	// Each is for routes whose handlers authorize each thing that they come to: all
+	// but anonymous callers may try.
+	Each Resource = "each"
 
 	// The calls of an agent about its own node.
 	Sync     Resource = "sync"
@@ -160,7 +167,7 @@ func (r Request) needs() string {
 	switch r.Resource {
 	case Sync, Register, Sign, Leave, Watch:
 		return "the certificate of node " + r.Name
-	case Health, Roots, Join, Namespace, Node, Service, Instance, Intention, Tokens, JoinTokens, Authority, Operator, Proxy:
+	default:
 	}
 	return fmt.Sprintf("a token with permission %s:%s (an admin token has it)", r.Resource, r.Verb)
 }
@@ -195,6 +202,8 @@ func (i Identity) may(r Request) bool {
 	switch r.Resource {
 	case Sync, Register, Sign, Leave, Watch:
 		return i.Subject == Host && i.Name != "" && i.Name == r.Name
+	case Each:
+		return i.Subject == Local || i.Subject == Bearer
 	default:
 	}
 	switch i.Subject {

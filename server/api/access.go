@@ -361,12 +361,13 @@ func (a *API) newJoinToken(c *call, req client.JoinTokenRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
+	pos, err := a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
 		return state.JoinTokens.Put(tx, acl.Hash(secret), rec)
 	})
 	if err != nil {
 		return nil, err
 	}
+	c.revision = pos.Revision
 	return client.JoinToken{Token: text, Expires: rec.Expires, Warnings: joinWarnings(a.cfg.State.Snapshot(), req)}, nil
 }
 

@@ -69,7 +69,11 @@ type Config struct {
 	// path without one has the pattern "other"), the status, and how long it took,
 	// watches to their end. It is called by many goroutines; nil: nobody cares.
 	Observe func(method, pattern string, status int, took time.Duration)
-	Log     *slog.Logger
+	// Audit is told of each request that is to be accounted for, see AuditRecord. It
+	// is called by many goroutines, before the caller has his answer, which waits
+	// for it; nil: nobody keeps account.
+	Audit func(AuditRecord)
+	Log   *slog.Logger
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
 	Info client.Status
@@ -106,6 +110,9 @@ func New(cfg Config) *API {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, int, time.Duration) {}
 	}
+	if cfg.Audit == nil {
+		cfg.Audit = func(AuditRecord) {}
+	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = defaultHeartbeat
 	}
@@ -131,8 +138,11 @@ type route struct {
 // A call is one authenticated and authorized request.
 type call struct {
 	*http.Request
-	who acl.Identity
-	id  string
+	who  acl.Identity
+	what acl.Request
+	id   string
+	// revision is that of a commit which the answer does not tell.
+	revision uint64
 	// out takes an answer that is no JSON.
 	out http.ResponseWriter
 	// allowed tells whether the caller may still do what was asked for, as a token
@@ -154,12 +164,12 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, nil, a.prometheusTargets, 0},
 		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
 		{http.MethodPost, "/v1/held-nodes/release", acl.Write, acl.Operator, nil, a.releaseNodes, 0},
-		{http.MethodPost, "/v1/apply", acl.Read, acl.Namespace, nil, a.apply, maxApply}, // each resource is authorized by itself
+		{http.MethodPost, "/v1/apply", acl.Write, acl.Each, nil, a.apply, maxApply}, // each resource is authorized by itself
 		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check, 0},
 		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain, 0},
 		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, nil, a.joinToken, 0},
-		{http.MethodGet, "/v1/snapshot", acl.Write, acl.Operator, nil, a.saveSnapshot, 0}, // it holds everything: reading it takes the right to write
-		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Operator, nil, a.restoreSnapshot, maxSnapshot},
+		{http.MethodGet, "/v1/snapshot", acl.Read, acl.Snapshot, nil, a.saveSnapshot, 0},
+		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Snapshot, nil, a.restoreSnapshot, maxSnapshot},
 	}
 	rs = append(rs, a.drainRoutes()...)
 	rs = append(rs, a.historyRoutes()...)
@@ -240,19 +250,29 @@ func (a *API) serve(r route, local bool) http.Handler {
 			limit = r.limit
 		}
 		req.Body = http.MaxBytesReader(w, req.Body, limit)
+		audited := false
+		defer func() {
+			if !audited { // the handler panicked, as when a snapshot could not be sent to its end
+				a.audit(c, r, nil, errAborted, status)
+			}
+		}()
 		out, err := a.answer(c, r, local)
+		status = http.StatusOK
+		if err != nil {
+			status = statusOf(toError(err).Code)
+		}
+		a.audit(c, r, out, err, status)
+		audited = true
 		if err != nil {
 			e := toError(err)
 			if e.Code == client.CodeInternal {
 				a.cfg.Log.ErrorContext(req.Context(), "request failed", slog.String("request_id", c.id),
 					slog.String("method", req.Method), slog.String("path", req.URL.Path), slog.Any("error", err))
 			}
-			status = statusOf(e.Code)
 			writeError(w, c.id, e)
 			return
 		}
-		status = http.StatusOK
-		if r.verb == acl.Write || r.pattern == "/v1/apply" || r.pattern == "/v1/intentions/undo" {
+		if r.verb == acl.Write {
 			a.cfg.Log.InfoContext(req.Context(), "changed", slog.String("request_id", c.id), slog.String("who", c.who.String()),
 				slog.String("method", req.Method), slog.String("path", req.URL.Path))
 		}
@@ -262,17 +282,20 @@ func (a *API) serve(r route, local bool) http.Handler {
 	})
 }
 
+// errAborted is what became of a request whose handler did not return.
+var errAborted = errors.New("the answer was aborted")
+
 func (a *API) answer(c *call, r route, local bool) (any, error) {
-	what := acl.Request{Verb: r.verb, Resource: r.resource}
+	c.what = acl.Request{Verb: r.verb, Resource: r.resource}
 	if r.object != nil {
-		what.Namespace, what.Name = r.object(c.Request)
+		c.what.Namespace, c.what.Name = r.object(c.Request)
 	}
 	c.allowed = func() error {
 		var err error
 		if c.who, err = a.authenticate(c.Request, local); err != nil {
 			return err
 		}
-		return acl.Authorize(c.who, what)
+		return acl.Authorize(c.who, c.what)
 	}
 	if err := c.allowed(); err != nil {
 		return nil, err

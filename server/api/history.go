@@ -27,7 +27,7 @@ const (
 func (a *API) historyRoutes() []route {
 	return []route{
 		{http.MethodGet, "/v1/intentions/history", acl.Read, acl.Intention, nil, a.history, 0},
-		{http.MethodPost, "/v1/intentions/undo", acl.Read, acl.Intention, nil, a.undo, 0}, // each intention is authorized by itself
+		{http.MethodPost, "/v1/intentions/undo", acl.Write, acl.Each, nil, a.undo, 0}, // each intention is authorized by itself
 	}
 }
 
