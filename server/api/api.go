@@ -77,6 +77,9 @@ type Config struct {
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
 	Info client.Status
+	// Age tells how old this server's state is at most: 0 for one that leads, or is
+	// alone. Nil: always 0.
+	Age func() time.Duration
 	// Addresses returns host:port of the servers, as join tokens carry them.
 	Addresses func() []string
 	// Now is time.Now unless a test needs another.
@@ -112,6 +115,9 @@ func New(cfg Config) *API {
 	}
 	if cfg.Audit == nil {
 		cfg.Audit = func(AuditRecord) {}
+	}
+	if cfg.Age == nil {
+		cfg.Age = func() time.Duration { return 0 }
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = defaultHeartbeat
@@ -353,15 +359,6 @@ func writeError(w http.ResponseWriter, id string, e *client.Error) {
 	writeJSON(w, statusOf(e.Code), struct {
 		Error *client.Error `json:"error"`
 	}{&shown})
-}
-
-// fresh returns a state that covers every write acknowledged so far, or with
-// ?stale=true what this server has.
-func (a *API) fresh(c *call) (*state.Snapshot, error) {
-	if c.URL.Query().Get("stale") == "true" {
-		return a.cfg.State.Snapshot(), nil
-	}
-	return a.cfg.State.Fresh(c.Context())
 }
 
 func (a *API) health(*call) (any, error) {

@@ -86,7 +86,8 @@ type world struct {
 	local string // of the handler behind the admin socket
 	token string
 
-	accessor string // of token
+	age      atomic.Int64 // how old the state may be
+	accessor string       // of token
 	mu       sync.Mutex
 	audited  []api.AuditRecord
 }
@@ -142,7 +143,7 @@ func newWorld(t *testing.T) *world {
 		State: st, Authority: authority, Fleet: w.fleet, Ask: w.fleet.Ask, Snapshots: engineSnapshots{engine}, Log: log,
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "stand_in 1\n") }),
 		Info:    client.Status{Server: "s1", TrustDomain: trustDomain}, Addresses: func() []string { return []string{"127.0.0.1:7400"} }, Heartbeat: 20 * time.Millisecond,
-		Audit: w.account,
+		Audit: w.account, Age: func() time.Duration { return time.Duration(w.age.Load()) },
 	})
 	w.url, w.local = serve(t, w.api.Handler(false)), serve(t, w.api.Handler(true))
 	return w

@@ -54,7 +54,7 @@ type historyQuery struct {
 	before              uint64 // number of a transaction, 0: none
 }
 
-var historyParameters = []string{"continue", "destination", "limit", "namespace", "since", "source", "stale"}
+var historyParameters = []string{"continue", "destination", "limit", "max_stale", "namespace", "since", "source", "stale"}
 
 func (a *API) parseHistoryQuery(q url.Values) (historyQuery, error) {
 	out := historyQuery{limit: defaultHistory, namespace: q.Get("namespace")}

@@ -39,7 +39,7 @@ type listQuery struct {
 
 // listParameters are those of a collection. Others are refused: a filter that
 // is mistyped must not show everything.
-var listParameters = []string{"continue", "label", "limit", "namespace", "prefix", "stale", "watch"}
+var listParameters = []string{"continue", "label", "limit", "max_stale", "namespace", "prefix", "stale", "watch"}
 
 func parseListQuery(k collection, q url.Values) (listQuery, error) {
 	out := listQuery{selection: selection{namespace: q.Get("namespace"), prefix: q.Get("prefix")}, limit: -1, watch: q.Get("watch") == "true"}

@@ -42,6 +42,7 @@ var (
 	boolean   = object{"type": "boolean"}
 	revisions = parameter{"revision", "the resource must be at this revision; 0: it must not exist", object{"type": "integer", "minimum": 0}}
 	stale     = parameter{"stale", "answer with what this server has, without asking the others", boolean}
+	maxStale  = parameter{"max_stale", "with stale=true: how old the answer may be, such as 5s (which is the default)", text}
 	foreign   = parameter{"trust_domain", "the source's trust domain, if it is another one", text}
 )
 
@@ -58,12 +59,12 @@ func operations() map[string]operation {
 		"GET /v1/healthz":      {summary: "Tell whether the state is loaded", answer: map[string]string{}},
 		"GET /v1/openapi.json": {summary: "This document", answer: object{}},
 		"GET /v1/ca/roots":     {summary: "The roots of every trust domain, DER in base64", answer: map[string][][]byte{}},
-		"GET /v1/status":       {summary: "The server that answers, and what it serves", answer: client.Status{}, query: []parameter{stale}},
+		"GET /v1/status":       {summary: "The server that answers, and what it serves", answer: client.Status{}, query: []parameter{stale, maxStale}},
 		"GET /v1/metrics":      {summary: "Metrics of this server, for Prometheus", media: "text/plain"},
 		"GET /v1/debug/{part}": {summary: "A part of a support bundle: config, goroutines or heap", media: "application/octet-stream", errors: []client.Code{client.CodeNotFound}},
 		"GET /v1/prometheus/sd": {
 			summary: "Where Prometheus finds the metrics of the hosts", answer: []client.TargetGroup{},
-			query: []parameter{{"port", "where the hosts serve metrics, if not at 7490", text}, stale},
+			query: []parameter{{"port", "where the hosts serve metrics, if not at 7490", text}, stale, maxStale},
 		},
 		"GET /v1/rollout": {summary: "Wait until proxies have applied a position", answer: client.Rollout{}, query: []parameter{
 			{"generation", "of the position", text},
@@ -79,7 +80,7 @@ func operations() map[string]operation {
 
 		"POST /v1/held-nodes/release": {summary: "Let nodes be declared out of touch that are held back", answer: client.Released{}},
 		"POST /v1/apply":              {summary: "Write resources, all or none", body: client.ApplyRequest{}, answer: client.Result{}, errors: denied},
-		"POST /v1/intentions/check":   {summary: "Decide a request as a proxy would", body: req{}, answer: client.Access{}, query: []parameter{stale}},
+		"POST /v1/intentions/check":   {summary: "Decide a request as a proxy would", body: req{}, answer: client.Access{}, query: []parameter{stale, maxStale}},
 		"GET /v1/intentions/history": {summary: "What became of intentions, the newest first", answer: client.History{}, query: []parameter{
 			{"namespace", "only of intentions whose destination is in it", text},
 			{"source", "only of intentions with this source", text},
@@ -87,10 +88,10 @@ func operations() map[string]operation {
 			{"since", "only after this time", object{"type": "string", "format": "date-time"}},
 			{"limit", "at most so many transactions; 100 if not given", object{"type": "integer", "minimum": 1, "maximum": maxHistory}},
 			{"continue", "the page after the one that said so", text},
-			stale,
+			stale, maxStale,
 		}},
 		"POST /v1/intentions/undo": {summary: "Restore what was before a change of intentions", body: client.UndoRequest{}, answer: client.Result{}, errors: denied},
-		"POST /v1/explain":         {summary: "Say what would become of a request, and why", body: req{}, answer: client.Explanation{}, query: []parameter{stale}},
+		"POST /v1/explain":         {summary: "Say what would become of a request, and why", body: req{}, answer: client.Explanation{}, query: []parameter{stale, maxStale}},
 		"POST /v1/join-tokens":     {summary: "Make a one-time token that admits a node", body: client.JoinTokenRequest{}, answer: client.JoinToken{}},
 		"GET /v1/snapshot":         {summary: "Save the whole state", media: "application/octet-stream"},
 		"PUT /v1/snapshot":         {summary: "Replace the whole state", media: "application/octet-stream", body: []byte{}, answer: client.Result{}, errors: []client.Code{client.CodeConflict}},
@@ -164,7 +165,7 @@ func (a *API) describe(method, pattern string) (operation, bool) {
 		case pattern != base+k.pattern():
 			continue
 		case method == http.MethodGet:
-			return operation{summary: "One " + name, answer: client.Item{}, query: append(one, stale), errors: missing}, true
+			return operation{summary: "One " + name, answer: client.Item{}, query: append(one, stale, maxStale), errors: missing}, true
 		case method == http.MethodPut:
 			return operation{
 				summary: "Write one " + name, body: specOf(k.kind()), answer: client.Result{}, query: append(one, revisions),
@@ -187,7 +188,7 @@ func listParametersOf(k collection) []parameter {
 		{"continue", "the page after the one that said so", text},
 		{"prefix", "names that begin so", text},
 		{"watch", "answer with server-sent events: the state, then every change", boolean},
-		stale,
+		stale, maxStale,
 	}
 	if k.namespaced() {
 		out = append(out, parameter{"namespace", "only those of the namespace", text})
