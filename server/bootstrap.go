@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store"
 )
 
 var (
@@ -25,6 +27,35 @@ var (
 	// ErrTooOld is wrapped when the cluster uses what this program does not know.
 	ErrTooOld = errors.New("this version is too old for the cluster")
 )
+
+// settlePause is how often a server that waits for the cluster's record looks
+// whether it leads by now.
+const settlePause = 100 * time.Millisecond
+
+// settle returns nil once the store holds a cluster and it is ours. The server
+// that leads makes one out of an empty store; the others wait for it.
+func (m *member) settle(ctx context.Context) error {
+	for {
+		snapshot := m.state.Snapshot()
+		if m.engine.Stats().Leading {
+			err := bootstrap(ctx, m.config, m.state, m.authority.key, m.log)
+			if !errors.Is(err, store.ErrNoLeader) && !errors.Is(err, store.ErrUnknownOutcome) {
+				return err
+			}
+		} else if cluster, exists := state.Clusters.Get(snapshot, state.Singleton{}); exists {
+			return checkCluster(m.config, cluster)
+		}
+		timer := time.NewTimer(settlePause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-m.state.Changed(snapshot):
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
 
 // bootstrap makes a cluster out of an empty store, or checks that the stored one is
 // ours.
@@ -59,14 +90,18 @@ func bootstrap(ctx context.Context, config Config, st *state.State, key ca.Clust
 	if err != nil || token == nil {
 		return err //nolint:wrapcheck // says what was done
 	}
+	stored := false
 	_, err = st.Update(ctx, func(tx *state.Tx) error {
-		if state.Tokens.Len(tx) > 0 {
+		if stored = state.Tokens.Len(tx) == 0; !stored {
 			return nil
 		}
 		return state.Tokens.Put(tx, acl.Hash([]byte(token.secret)), token.record)
 	})
 	if err != nil {
 		return fmt.Errorf("store the first admin token: %w", err)
+	}
+	if !stored {
+		return token.forget() // another server was first, and its token is the one that counts
 	}
 	log.InfoContext(ctx, "the first admin token is in a file", slog.String("path", token.path))
 	return nil
@@ -91,6 +126,18 @@ func checkCluster(config Config, cluster state.Record[state.Cluster]) error {
 type adminToken struct {
 	path, secret string
 	record       acl.Token
+	made         bool // by this start
+}
+
+// forget removes a file whose token was never stored.
+func (t *adminToken) forget() error {
+	if !t.made {
+		return nil
+	}
+	if err := os.Remove(t.path); err != nil {
+		return fmt.Errorf("remove an admin token that is not needed: %w", err)
+	}
+	return nil
 }
 
 // firstToken returns the token to store while there is none. A made one is on disk
@@ -119,7 +166,7 @@ func firstToken(config Config, st *state.State, now time.Time) (*adminToken, err
 		if err := writePrivate(path, []byte(secret+"\n")); err != nil {
 			return nil, fmt.Errorf("keep the first admin token: %w", err)
 		}
-		return &adminToken{path: path, secret: secret, record: record}, nil
+		return &adminToken{path: path, secret: secret, record: record, made: true}, nil
 	default:
 		return nil, fmt.Errorf("read the first admin token: %w", err)
 	}

@@ -146,7 +146,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	case <-ctx.Done():
 		return nil
 	}
-	if err := bootstrap(ctx, m.config, m.state, m.authority.key, m.log); err != nil {
+	if err := m.settle(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
 	if err := m.authority.open(m.state.Snapshot()); err != nil { //nolint:contextcheck // opening does no I/O
