@@ -99,6 +99,32 @@ func (s *splitter) run(ctx context.Context) error {
 	}
 }
 
+// turnAway closes the connections that come until stop is called: a server that
+// waits for the others can't serve, and whoever connects goes to another one at
+// once.
+func turnAway(listener net.Listener) (stop func()) {
+	l, ok := listener.(interface{ SetDeadline(t time.Time) error })
+	if !ok {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // the deadline, or a listener that fails whoever serves it next too
+			}
+			_ = conn.Close() // turned away
+		}
+	}()
+	return func() {
+		_ = l.SetDeadline(time.Unix(1, 0)) // fails for a closed listener only, which ends Accept as well
+		<-done
+		_ = l.SetDeadline(time.Time{})
+	}
+}
+
 func (s *splitter) handshake(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()

@@ -141,12 +141,7 @@ type member struct {
 
 // serve starts what needs the state, and runs it until ctx ends.
 func (m *member) serve(ctx context.Context, inner net.Listener) error {
-	select {
-	case <-m.state.Ready():
-	case <-ctx.Done():
-		return nil
-	}
-	if err := m.settle(ctx); err != nil || ctx.Err() != nil {
+	if err := m.await(ctx, inner); err != nil || ctx.Err() != nil {
 		return err
 	}
 	if err := m.authority.open(m.state.Snapshot()); err != nil { //nolint:contextcheck // opening does no I/O
@@ -198,6 +193,17 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		slog.String("trust_domain", m.config.TrustDomain), slog.String("admin_socket", m.config.AdminSocket))
 	close(m.started)
 	return group.Wait() //nolint:wrapcheck // the parts wrap their own
+}
+
+// await returns once there is a state to serve, or ctx has ended.
+func (m *member) await(ctx context.Context, inner net.Listener) error {
+	defer turnAway(inner)()
+	select {
+	case <-m.state.Ready():
+		return m.settle(ctx)
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // lead runs what one member of the cluster does for all.
