@@ -32,6 +32,7 @@ const (
 	ReasonSilent        Reason = "SILENT" // no heartbeat for a whole lease
 	ReasonLeft          Reason = "LEFT"
 	ReasonStopping      Reason = "STOPPING"
+	ReasonNoQuorum      Reason = "NO_QUORUM" // the server does not reach a majority of the servers
 	ReasonStore         Reason = "STORE" // the store refused or could not be reached
 )
 

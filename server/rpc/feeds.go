@@ -25,9 +25,11 @@ const bundleInterval = time.Second
 // others.
 type feeds struct {
 	trustDomain string
+	advertise   []string // while no server has announced itself
 	state       *state.State
 	authority   Authority
 	log         *slog.Logger
+	delays      *delays
 
 	// mu orders the sets and the snapshot that they show: whoever holds it for
 	// reading sees one position everywhere.
@@ -35,6 +37,7 @@ type feeds struct {
 	snapshot   *state.Snapshot
 	bundle     ca.Bundle
 	roots      *itemset
+	servers    *itemset
 	specs      map[string]*itemset       // topic node, by node
 	intentions map[catalog.Name]*itemset // by destination
 	endpoints  map[catalog.Name]*itemset // topic upstream, by destination
@@ -44,11 +47,13 @@ type feeds struct {
 	policies map[catalog.Name]*intentions.Policy // of snapshot; nil denies
 }
 
-func newFeeds(trustDomain string, st *state.State, authority Authority, log *slog.Logger) *feeds {
+func newFeeds(config Config, st *state.State, authority Authority, log *slog.Logger) *feeds {
 	return &feeds{
-		trustDomain: trustDomain, state: st, authority: authority, log: log,
+		trustDomain: config.TrustDomain, advertise: config.Advertise,
+		state: st, authority: authority, log: log, delays: &delays{},
 		snapshot:   st.Snapshot(),
 		roots:      newItemset(),
+		servers:    newItemset(),
 		specs:      make(map[string]*itemset),
 		intentions: make(map[catalog.Name]*itemset),
 		endpoints:  make(map[catalog.Name]*itemset),
@@ -106,6 +111,7 @@ func (f *feeds) advance(from *state.Snapshot) *state.Snapshot {
 // every subscriber starts anew. mu is held.
 func (f *feeds) rebuild(flip bool) {
 	clear(f.policies)
+	f.fillServers()
 	for destination := range f.intentions {
 		f.fillIntentions(destination)
 	}
@@ -183,6 +189,8 @@ func (f *feeds) touch(c state.Change) {
 			}
 			f.markNode(node)
 		}
+	case state.Servers.Kind():
+		f.fillServers()
 	case state.NodeIdentities.Kind():
 		if node, ok := state.NodeIdentities.Key(c); ok {
 			f.markNode(node)
@@ -458,6 +466,9 @@ func (f *feeds) acquire(sub *subscription) {
 	switch sub.topic.GetKind() {
 	case topicRoots:
 		sub.set = f.roots
+	case topicServers:
+		sub.set = f.servers
+		f.fillServers() // the first snapshot brings no changes
 	case topicNode:
 		sub.set = obtain(f.specs, sub.stream.caller.node, f.fillSpec)
 	case topicIntentions:

@@ -17,19 +17,21 @@ const maxProxies = 1024
 
 // Proxy is what a node's agent last reported of one of its proxies.
 type Proxy struct {
-	Node, ID string
-	// Connected tells whether the node's agent is connected to this server now;
-	// what was reported before stays known.
-	Connected bool
+	Node string `json:"node"`
+	ID   string `json:"id"`
+	// Connected tells whether the node's agent is connected to the server now, and
+	// Epoch is that of its lease then; what was reported before stays known.
+	Connected bool   `json:"connected,omitempty"`
+	Epoch     uint64 `json:"epoch,omitempty"`
 	// Position is the newest input of the plan that the proxy runs.
-	Position catalog.Position
+	Position catalog.Position `json:"position"`
 	// Refused says why it did not take the plan of RefusedPosition; empty: none
 	// was refused.
-	Refused         string
-	RefusedPosition catalog.Position
+	Refused         string           `json:"refused,omitempty"`
+	RefusedPosition catalog.Position `json:"refused_position,omitzero"`
 	// Closed counts connections closed by denies since the proxy started.
-	Closed   uint64
-	Reported time.Time
+	Closed   uint64    `json:"closed,omitempty"`
+	Reported time.Time `json:"reported"`
 }
 
 // Node is an agent that is connected to this server.
@@ -118,6 +120,35 @@ func (f *fleet) close(node string, reason error) {
 	}
 }
 
+// closeAll ends all streams.
+func (f *fleet) closeAll(reason error) {
+	for _, st := range f.streams() {
+		st.end(reason)
+	}
+}
+
+// stream returns the node's, nil if it has none.
+func (f *fleet) stream(node string) *stream {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m, ok := f.nodes[node]; ok {
+		return m.stream
+	}
+	return nil
+}
+
+func (f *fleet) streams() []*stream {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []*stream
+	for _, m := range f.nodes {
+		if m.stream != nil {
+			out = append(out, m.stream)
+		}
+	}
+	return out
+}
+
 // forget drops a node that no longer exists.
 func (f *fleet) forget(node string, reason error) {
 	f.close(node, reason)
@@ -175,68 +206,85 @@ func (s *Server) Nodes() []Node {
 	return out
 }
 
-// Proxies returns what is known of all proxies, by node and ID.
+// Proxies returns what this server knows of all proxies, by node and ID.
 func (s *Server) Proxies() []Proxy {
 	s.fleet.mu.Lock()
 	defer s.fleet.mu.Unlock()
 	var out []Proxy
 	for _, m := range s.fleet.nodes {
 		for _, p := range m.proxies {
-			p.Connected = m.stream != nil
+			if m.stream != nil {
+				p.Connected, p.Epoch = true, m.stream.granted().epoch
+			}
 			out = append(out, p)
 		}
 	}
-	slices.SortFunc(out, func(a, b Proxy) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(out, compareProxies)
 	return out
 }
 
 // Rollout counts, for each service, how many of the proxies that serve it run a
-// plan at least as new as position. For an intention ask for its destination and
-// its source; Callers tells the sources that a wildcard concerns.
+// plan at least as new as position, as this server alone knows: agents that are
+// connected to another one are offline to it. For an intention ask for its
+// destination and its source; Callers tells the sources that a wildcard concerns.
 //
 // A proxy also counts as running it when its agent was told everything up to the
 // position and the proxy runs the newest of that: most changes are of no concern
 // to most nodes, and such a node is not sent anything.
 func (s *Server) Rollout(at catalog.Position, services []catalog.Name) []Rollout {
+	local := Fleet{Replies: []FleetReply{s.LocalFleet(FleetRequest{Rollout: &RolloutRequest{Position: at, Services: services}})}}
+	snapshot := s.state.Snapshot()
+	return local.Rollout(services, func(service catalog.Name) []string { return slices.Sorted(maps.Keys(nodesOf(snapshot, service))) })
+}
+
+// rollout looks at the nodes of services, of which this server knows something.
+func (s *Server) rollout(req RolloutRequest) map[string]NodeRollout {
 	snapshot := s.state.Snapshot()
 	through := s.feeds.position()
 	s.fleet.mu.Lock()
 	defer s.fleet.mu.Unlock()
-	out := make([]Rollout, 0, len(services))
-	for _, service := range services {
-		r := Rollout{Service: service}
+	out := map[string]NodeRollout{}
+	for _, service := range req.Services {
 		for node := range nodesOf(snapshot, service) {
-			s.fleet.count(&r, node, at, through)
+			if m, known := s.fleet.nodes[node]; known {
+				out[node] = m.count(req.Position, through)
+			}
 		}
-		out = append(out, r)
 	}
 	return out
 }
 
-// count adds the proxies of one node to r; through is how far the feeds have come.
-// mu is held.
-func (f *fleet) count(r *Rollout, node string, at, through catalog.Position) {
-	m, known := f.nodes[node]
-	if !known || len(m.proxies) == 0 {
-		r.Proxies++
-		if !known || m.stream == nil {
-			r.Offline++
+// count looks at the proxies of one node; through is how far the feeds have come.
+// fleet.mu is held.
+func (m *member) count(at, through catalog.Position) NodeRollout {
+	var n NodeRollout
+	if m.stream != nil {
+		n.Epoch = m.stream.granted().epoch
+	}
+	if len(m.proxies) == 0 {
+		n.Proxies = 1
+		if m.stream == nil {
+			n.Offline = 1
 		}
-		return
+		return n
 	}
 	for _, p := range m.proxies {
-		r.Proxies++
-		r.Closed += p.Closed
+		n.Proxies++
+		n.Closed += p.Closed
+		if n.Reported.Before(p.Reported) {
+			n.Reported = p.Reported
+		}
 		switch {
 		case reached(p.Position, at), m.current(p, at, through):
-			r.Applied++
+			n.Applied++
 		case p.Refused != "" && reached(p.RefusedPosition, at):
-			r.Refused++
-			r.Refusals = append(r.Refusals, p)
+			n.Refused++
+			n.Refusals = append(n.Refusals, p)
 		case m.stream == nil:
-			r.Offline++
+			n.Offline++
 		}
 	}
+	return n
 }
 
 // current reports whether the proxy runs all that concerns it up to at.

@@ -38,6 +38,9 @@ func (s *Server) Join(ctx context.Context, req *meshpb.JoinRequest) (*meshpb.Joi
 	if !s.limits.allowJoin() {
 		return nil, s.refuse(codes.ResourceExhausted, meshpb.ReasonTooMany, "too many hosts join at once: try again in a second")
 	}
+	if err := s.quorate(); err != nil {
+		return nil, err
+	}
 	n, err := s.newcomer(req)
 	if err != nil {
 		return nil, err
@@ -59,7 +62,7 @@ func (s *Server) Join(ctx context.Context, req *meshpb.JoinRequest) (*meshpb.Joi
 	if err != nil {
 		return nil, s.refuse(codes.Internal, meshpb.ReasonStore, "encode the trust bundle: %v", err)
 	}
-	return &meshpb.JoinResponse{Chain: chain, TrustDomain: s.config.TrustDomain, Bundle: bundle, Servers: s.config.Advertise}, nil
+	return &meshpb.JoinResponse{Chain: chain, TrustDomain: s.config.TrustDomain, Bundle: bundle, Servers: announced(s.state.Snapshot(), s.config.Advertise)}, nil
 }
 
 func (s *Server) newcomer(req *meshpb.JoinRequest) (newcomer, error) {

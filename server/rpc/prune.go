@@ -15,12 +15,26 @@ import (
 const pruneRetry = time.Second
 
 // prune removes what a node's record no longer allows: the instances of services
-// that were taken from it, and everything of a node that was deleted.
+// that were taken from it, and everything of a node that was deleted. What is in the
+// state the leader removes; what is known here only, each server does.
 func (s *Server) prune(ctx context.Context) error {
 	at := s.state.Snapshot()
 	pending := everyNode(at)
+	led := true
 	for {
+		leads := s.config.leads()
+		if leads && !led {
+			pending = everyNode(at) // the leader before may not have come to it
+		}
+		led = leads
 		for node := range pending {
+			if !leads {
+				if _, exists := state.Nodes.Get(at, node); !exists {
+					s.forgetNode(node)
+				}
+				delete(pending, node)
+				continue
+			}
 			if err := s.pruneNode(ctx, node); err != nil {
 				if ctx.Err() == nil {
 					s.log.WarnContext(ctx, "what a node may no longer have could not be removed; trying again",
@@ -31,7 +45,7 @@ func (s *Server) prune(ctx context.Context) error {
 			delete(pending, node)
 		}
 		var again <-chan time.Time
-		if len(pending) > 0 {
+		if len(pending) > 0 || s.config.Leads != nil {
 			again = time.After(pruneRetry)
 		}
 		select {
@@ -95,8 +109,14 @@ func (s *Server) pruneNode(ctx context.Context, node string) error {
 	if err != nil {
 		return err //nolint:wrapcheck // says what was written
 	}
+	s.forgetNode(node)
+	return nil
+}
+
+// forgetNode drops what is known here of a node that no longer exists, and ends its
+// stream.
+func (s *Server) forgetNode(node string) {
 	s.limits.forget(node)
 	s.leases.forget(node)
 	s.fleet.forget(node, s.refuse(codes.PermissionDenied, meshpb.ReasonNodeUnknown, "node %s was deleted", node))
-	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,6 +41,7 @@ const (
 	DefaultReapAfter = 72 * time.Hour
 	DefaultJoinRate  = 200 // per second, of all hosts together
 	DefaultSignRate  = 20  // per second and node
+	DefaultSyncs     = 32  // at once
 )
 
 // Bounds of what one node may ask for.
@@ -63,8 +65,22 @@ type Config struct {
 	// Server is this server's ID.
 	Server      string
 	TrustDomain string
-	// Advertise lists host:port of the servers, for nodes that join.
+	// Advertise lists host:port of the servers, for as long as none has announced
+	// itself in the state (state.Servers).
 	Advertise []string
+	// Leads tells whether this server leads the cluster: then it watches the leases
+	// of servers that are not Alive too, and removes what is long dead. Both are asked
+	// often and must not block. Without them the server is alone, and leads.
+	Leads func() bool
+	Alive func(server string) bool
+	// Quorum is for how long this server has not known a leader with a majority; 0
+	// when it has. Beyond 2 s agents are sent elsewhere. Nil: it always has.
+	Quorum func() time.Duration
+	// Peers are the other servers of the cluster, those that are out of reach
+	// included. Nil: there are none.
+	Peers func() []Peer
+	// Syncs is how many agents are sent their first topics at once; others wait.
+	Syncs int
 	// Heartbeat is how often an agent is told to show that it is alive; a node
 	// whose agent is silent for Lease is stale; its instances are removed when it
 	// was so for ReapAfter.
@@ -90,7 +106,24 @@ func (c Config) withDefaults() Config {
 	if c.SignRate == 0 {
 		c.SignRate = DefaultSignRate
 	}
+	if c.Syncs == 0 {
+		c.Syncs = DefaultSyncs
+	}
 	return c
+}
+
+func (c Config) leads() bool { return c.Leads == nil || c.Leads() }
+
+// alive reports whether the nodes of a server are its own to watch.
+func (c Config) alive(server string) bool {
+	return server == c.Server || c.Alive != nil && c.Alive(server)
+}
+
+func (c Config) peers() []Peer {
+	if c.Peers == nil {
+		return nil
+	}
+	return c.Peers()
 }
 
 // Server implements meshpb.MeshServer. Its methods are safe for concurrent use.
@@ -106,6 +139,8 @@ type Server struct {
 	leases    *leases
 	fleet     *fleet
 	watchers  *watchers
+	admission *admission
+	isolated  atomic.Bool // it has no majority behind it
 
 	stop     chan struct{} // closed when Run ends
 	stopOnce sync.Once
@@ -119,12 +154,14 @@ func New(config Config, st *state.State, authority Authority, log *slog.Logger) 
 	config = config.withDefaults()
 	s := &Server{
 		config: config, state: st, authority: authority, log: log,
-		limits: newLimits(config), fleet: newFleet(), watchers: newWatchers(), stop: make(chan struct{}),
+		limits: newLimits(config), fleet: newFleet(), watchers: newWatchers(),
+		admission: newAdmission(config.Syncs), stop: make(chan struct{}),
 	}
-	s.feeds = newFeeds(config.TrustDomain, st, authority, log)
-	s.leases = newLeases(config, st, log, func(node string) {
-		s.fleet.close(node, s.refuse(codes.DeadlineExceeded, meshpb.ReasonSilent, "node %s was silent for %s", node, config.Lease))
-	})
+	s.feeds = newFeeds(config, st, authority, log)
+	s.leases = newLeases(config, st, log)
+	s.leases.lost = func(node string) { s.fleet.close(node, s.silent(node)) }
+	s.leases.elsewhere, s.leases.away = s.silentElsewhere, s.isolated.Load
+	s.isolated.Store(config.Quorum != nil)
 	return s
 }
 
@@ -144,7 +181,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.feeds.run(ctx, s.fleet.moved) })
+	group.Go(func() error { return s.watchQuorum(ctx) })
 	group.Go(func() error { return s.leases.run(ctx) })
+	group.Go(func() error { return s.holdLeases(ctx) })
 	group.Go(func() error { return s.prune(ctx) })
 	return group.Wait() //nolint:wrapcheck // the parts wrap their own
 }
@@ -165,6 +204,9 @@ func (s *Server) authenticate(ctx context.Context, resource acl.Resource) (calle
 	case <-s.state.Ready():
 	default:
 		return caller{}, s.refuse(codes.Unavailable, meshpb.ReasonStore, "the server is starting: its state is not read yet")
+	}
+	if err := s.quorate(); err != nil {
+		return caller{}, err
 	}
 	cert, id, err := peerIdentity(ctx)
 	if err != nil {

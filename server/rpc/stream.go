@@ -19,6 +19,7 @@ const (
 	topicNode       = "node"
 	topicIntentions = "intentions"
 	topicUpstream   = "upstream"
+	topicServers    = "servers"
 )
 
 // stream is one agent's Sync.
@@ -37,6 +38,12 @@ type stream struct {
 	all   bool // every subscription, and whether the node is still admitted
 	taken bool // what was dirty is being made into a batch
 	alive bool // a heartbeat wants its answer
+	// asked says that the agent has subscribed: what comes now is its first content.
+	asked bool
+	lease grant
+	// pending is when the first of what is dirty changed, taken that of what is being
+	// sent; zero if nothing is.
+	pending, sending time.Time
 	// told is the position of the newest batch: nothing that this agent may see
 	// has changed since, unless something is dirty.
 	told   catalog.Position
@@ -64,6 +71,7 @@ func (st *stream) mark(sub *subscription) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.dirty[sub] = struct{}{}
+	st.stamp()
 	st.wake()
 }
 
@@ -71,7 +79,15 @@ func (st *stream) markAll() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.all = true
+	st.stamp()
 	st.wake()
+}
+
+// stamp notes when the oldest change came that was not sent. mu is held.
+func (st *stream) stamp() {
+	if st.pending.IsZero() {
+		st.pending = time.Now()
+	}
 }
 
 // heartbeat asks for an Alive after all that is to be sent by now.
@@ -80,6 +96,20 @@ func (st *stream) heartbeat() {
 	defer st.mu.Unlock()
 	st.alive = true
 	st.wake()
+}
+
+// subscribed notes that the agent has said what it wants.
+func (st *stream) subscribed() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.asked = true
+	st.wake()
+}
+
+func (st *stream) isSubscribed() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.asked
 }
 
 func (st *stream) wake() {
@@ -111,6 +141,7 @@ func (st *stream) take() (dirty map[*subscription]struct{}, all, alive bool) {
 	defer st.mu.Unlock()
 	dirty, all, alive = st.dirty, st.all, st.alive
 	st.dirty, st.all, st.alive, st.taken = make(map[*subscription]struct{}), false, false, true
+	st.pending, st.sending = time.Time{}, st.pending
 	return dirty, all, alive
 }
 
@@ -122,7 +153,32 @@ func (st *stream) made(batch *meshpb.Batch, at catalog.Position) {
 	st.taken = false
 	if batch != nil {
 		st.told = at
+	} else {
+		st.sending = time.Time{}
 	}
+}
+
+// delivered notes that the batch that was made last is on its way.
+func (st *stream) delivered(delays *delays) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.sending.IsZero() {
+		delays.add(time.Since(st.sending))
+	}
+	st.sending = time.Time{}
+}
+
+// behind tells how long the oldest change waits that was not sent, and the position
+// before it; 0 if nothing waits.
+func (st *stream) behind(now time.Time) (d time.Duration, told catalog.Position) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, since := range []time.Time{st.sending, st.pending} {
+		if !since.IsZero() {
+			return now.Sub(since), st.told
+		}
+	}
+	return 0, st.told
 }
 
 // settled returns the position of the newest batch, and whether that was all
@@ -273,7 +329,7 @@ func (f *feeds) gate(sub *subscription) gate {
 		return gateClosed
 	}
 	switch sub.topic.GetKind() {
-	case topicRoots, topicNode:
+	case topicRoots, topicNode, topicServers:
 		return gateOpen
 	case topicIntentions:
 		if node.Value.MayRun(sub.destination) || f.snapshot.Runs(name, sub.destination) {

@@ -47,11 +47,18 @@ func (s *Server) Sync(wire syncStream) error {
 	if err != nil {
 		return err
 	}
+	leave, ok := s.admission.enter(ctx)
+	if !ok {
+		return s.refuse(codes.ResourceExhausted, meshpb.ReasonTooMany, "too many agents connect at once: use another server, or try again in a moment")
+	}
+	defer leave()
 	st := newStream(c, hello)
 	st.admitted = func(r state.Reader) error { return s.admit(r, c) }
-	if err := s.leases.connect(ctx, st.admitted, c.node, hello); err != nil {
+	granted, err := s.leases.connect(ctx, st.admitted, c.node, hello)
+	if err != nil {
 		return s.storeError(err, "record the lease of node "+c.node)
 	}
+	st.grant(granted)
 	if older := s.fleet.connect(st); older != nil {
 		older.end(s.refuse(codes.Aborted, meshpb.ReasonSuperseded, "node %s has opened a newer stream", c.node))
 		if older.hello.GetSession() != hello.GetSession() {
@@ -60,6 +67,13 @@ func (s *Server) Sync(wire syncStream) error {
 		}
 	}
 	defer s.fleet.disconnect(st)
+	// Whatever was decided before the stream could be found is seen here.
+	if err := s.quorate(); err != nil {
+		return err
+	}
+	if s.review(st, s.state.Snapshot()) {
+		s.claim(ctx, st)
+	}
 	s.feeds.open(st)
 	defer s.feeds.close(st)
 	st.markAll() // what changed while the stream was being opened
@@ -68,7 +82,7 @@ func (s *Server) Sync(wire syncStream) error {
 		return err //nolint:wrapcheck // gRPC's own
 	}
 	go s.receive(st, received, failed)
-	return s.send(st, wire)
+	return s.send(st, wire, leave)
 }
 
 func (s *Server) awaitHello(received <-chan *meshpb.SyncRequest, failed <-chan error) (*meshpb.Hello, error) {
@@ -128,6 +142,7 @@ func (s *Server) handle(st *stream, m *meshpb.SyncRequest) error {
 		if err := s.feeds.subscribe(st, m.Subscribe.GetTopics()); err != nil {
 			return s.refuse(codes.InvalidArgument, meshpb.ReasonBadRequest, "%v", err)
 		}
+		st.subscribed()
 	case *meshpb.SyncRequest_Applied:
 		if !s.fleet.applied(st.caller.node, m.Applied) {
 			s.log.Warn("node reports too many proxies; the rest are not counted", slog.String("node", st.caller.node))
@@ -141,7 +156,8 @@ func (s *Server) handle(st *stream, m *meshpb.SyncRequest) error {
 
 // send writes batches and answers to heartbeats, each batch at the newest state:
 // what happens while a Send blocks is in the next one.
-func (s *Server) send(st *stream, wire syncStream) error {
+// synced is called when the agent has what it has asked for first.
+func (s *Server) send(st *stream, wire syncStream, synced func()) error {
 	for {
 		select {
 		case <-st.work:
@@ -152,6 +168,7 @@ func (s *Server) send(st *stream, wire syncStream) error {
 		case <-s.stop:
 			return s.refuse(codes.Unavailable, meshpb.ReasonStopping, "the server is stopping: use another one")
 		}
+		subscribed := st.isSubscribed()
 		batch, at, alive, err := s.feeds.collect(st)
 		if err != nil {
 			return err
@@ -160,6 +177,10 @@ func (s *Server) send(st *stream, wire syncStream) error {
 			if err := wire.Send(&meshpb.SyncResponse{Message: &meshpb.SyncResponse_Batch{Batch: batch}}); err != nil {
 				return err //nolint:wrapcheck // gRPC's own
 			}
+			st.delivered(s.feeds.delays)
+		}
+		if subscribed {
+			synced()
 		}
 		if alive {
 			answer := &meshpb.Alive{Position: toWire(at)}

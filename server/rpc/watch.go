@@ -124,12 +124,12 @@ func (w *watcher) send(q *meshpb.WatchQuery) {
 	}
 }
 
-// Ask puts a question to the connected nodes that it concerns: those that run, or
+// AskLocal puts a question to the nodes connected here that it concerns: those that run, or
 // call, the services that it names. It hands emit the answers, of which only those
 // are let through that the node may give. A question without an end lasts until ctx
 // ends, or emit fails; the first piece that is Caught tells that the hosts have
 // begun. Errors wrap flow.ErrQuery, ErrAsks or emit's own.
-func (s *Server) Ask(ctx context.Context, q flow.Query, emit func(flow.Answer) error) error {
+func (s *Server) AskLocal(ctx context.Context, q flow.Query, emit func(flow.Answer) error) error {
 	filter, err := q.Filter()
 	if err != nil {
 		return fmt.Errorf("ask the hosts: %w", err)
@@ -307,6 +307,9 @@ func (s *Server) Watch(wire watchStream) error {
 		older.end(s.refuse(codes.Aborted, meshpb.ReasonSuperseded, "node %s has opened a newer stream", c.node))
 	}
 	defer s.watchers.disconnect(w)
+	if err := s.quorate(); err != nil { // since it was authenticated
+		return err
+	}
 	expiry := time.AfterFunc(time.Until(c.until), func() { end(s.expired(c)) })
 	defer expiry.Stop()
 	go func() { end(s.receiveAnswers(w, wire)) }() // it ends with the stream, that is after this function has returned
@@ -335,6 +338,15 @@ func (w *watchers) connect(one *watcher) (older *watcher) {
 	older = w.nodes[one.caller.node]
 	w.nodes[one.caller.node] = one
 	return older
+}
+
+// closeAll ends all streams.
+func (w *watchers) closeAll(reason error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, one := range w.nodes {
+		one.end(reason)
+	}
 }
 
 func (w *watchers) disconnect(one *watcher) {
