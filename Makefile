@@ -21,10 +21,19 @@ TOOLS := bin/tools
 # Flags of `make bench`, such as -quick or '-only two-hops'; see bin/bench -help.
 BENCH ?= -write docs/benchmarks.md
 
+# Flags of `make bench-server`, such as -quick or '-only writes'; see
+# bin/bench-server -help.
+BENCH_SERVER ?= -write docs/benchmarks-server.md
+
 # How long each fuzz target runs in `make fuzz`.
 FUZZTIME ?= 20s
 # How long `make soak` runs.
 SOAKTIME ?= 30m
+# How often `make fault` runs each row, each time with another seed; how long a row
+# goes on breaking things (as short as it can be); and which rows those are.
+FAULTRUNS ?= 1
+FAULTTIME ?=
+FAULT     ?= .
 # What `make test-unit`, `make race` and `make lint` look at.
 PKGS ?= ./...
 
@@ -32,7 +41,7 @@ PKGS ?= ./...
 # namespaces: they need root.
 ROOT_TESTS := tests/e2e tests/fault
 # What `make test` runs, in this order.
-SUITES := setup build vet test-arch test-unit test-conformance test-e2e test-docs
+SUITES := setup build vet test-arch test-unit test-conformance test-e2e test-fault test-docs
 # Lists the rest but tests/arch and tests/docs. Those have targets of their own:
 # they build programs, which go test's cache knows nothing of.
 UNIT = go list $(PKGS) | grep -v -E '/tests/(e2e|conformance|fault|bench|arch|docs)(/|$$)'
@@ -87,11 +96,15 @@ e2e: setup build test-conformance test-e2e ## end to end: network namespaces, re
 test-conformance:
 	go test -count=1 ./tests/conformance/...
 
-.PHONY: test-e2e
-test-e2e:
-	@packages='$(patsubst %,./%/...,$(wildcard $(ROOT_TESTS)))'; \
-	if [[ $$(id -u) != 0 ]]; then echo "test: left out, as network namespaces need root: $$packages"; exit; fi; \
-	set -x; go test -count=1 -p 1 -timeout 20m $$packages
+.PHONY: test-e2e test-fault
+test-e2e test-fault: test-%:
+	@if [[ $$(id -u) != 0 ]]; then echo "test: left out, as network namespaces need root: tests/$*"; exit; fi; \
+	set -x; go test -count=1 -p 1 -timeout 20m ./tests/$*/...
+
+.PHONY: fault
+fault: setup ## break servers, networks and disks; FAULTRUNS=20, FAULTTIME=10m, FAULT=TestName (root)
+	@mkdir -p bin/fault
+	FAULTRUNS='$(FAULTRUNS)' FAULTTIME='$(FAULTTIME)' go test -count=1 -p 1 -timeout 0 -v -artifacts -outputdir "$$PWD/bin/fault" -run '$(FAULT)' ./tests/fault/...
 
 .PHONY: soak
 soak: setup ## mixed load with a plan change each second, for SOAKTIME (30m); nothing may grow (root)
@@ -122,6 +135,17 @@ bench: build ## measure mesh-proxy beside HAProxy, Envoy, nginx (BENCH=-quick)
 	@tests/setup/tools.sh bench || [[ $$? == 3 ]] # who is missing stands in the report
 	go build $(BUILD) -o bin/bench ./tests/bench
 	exec bin/bench $(BENCH)
+
+.PHONY: bench-server
+bench-server: build $(TOOLS)/etcd ## measure the servers beside etcd and bare Raft (BENCH_SERVER=-quick)
+	go build -o bin/bench-server ./tests/bench/server
+	exec bin/bench-server $(BENCH_SERVER)
+
+# A module of its own says which version: distributions have older ones.
+ETCD := tests/bench/server/etcd
+$(TOOLS)/etcd: $(ETCD)/go.mod $(ETCD)/go.sum $(ETCD)/main.go
+	@mkdir -p $(@D)
+	go -C $(ETCD) build -trimpath -buildvcs=false -o $(CURDIR)/$@ .
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) ## golangci-lint, go vet, go.mod in order

@@ -90,3 +90,29 @@ func (h *History) Ops() []Op {
 	slices.SortStableFunc(ops, func(a, b Op) int { return int(a.Invoked - b.Invoked) })
 	return ops
 }
+
+// Acked returns the first write or deletion to be acknowledged of those that were
+// invoked at from or later.
+func (h *History) Acked(from time.Duration) (first Op, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, o := range h.ops {
+		if o.changes() && o.Invoked >= from && (!ok || o.Returned < first.Returned) {
+			first, ok = o, true
+		}
+	}
+	return first, ok
+}
+
+// Revision is the highest that was acknowledged to anyone so far.
+func (h *History) Revision() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var highest uint64
+	for _, o := range h.ops {
+		if o.changes() {
+			highest = max(highest, o.Revision)
+		}
+	}
+	return highest
+}

@@ -27,6 +27,10 @@ func write(expect, value string) history.Op {
 	return history.Op{Kind: history.Write, Expect: expect, Value: value}
 }
 
+func over(value string) history.Op {
+	return history.Op{Kind: history.Write, Any: true, Value: value}
+}
+
 func remove(expect string) history.Op { return history.Op{Kind: history.Delete, Expect: expect} }
 
 func with(o history.Op, outcome history.Outcome) history.Op {
@@ -73,6 +77,12 @@ func TestCheck(t *testing.T) {
 			at(0, 0, 1, write("", "a")), at(0, 2, 0, with(write("", "b"), unknown)), at(0, 3, 4, remove("a")), at(1, 9, 10, read("b")),
 		}, ""},
 		{"unknown deletion", []history.Op{at(0, 0, 1, write("", "a")), at(0, 2, 0, with(remove("a"), unknown)), at(1, 3, 4, read("a")), at(1, 9, 10, read(""))}, ""},
+		{"writes over anything, unknown and unseen", []history.Op{at(0, 0, 1, over("a")), at(0, 2, 0, with(over("b"), unknown)), at(1, 3, 4, read("a"))}, ""},
+		{"writes over anything, unknown and seen", []history.Op{at(0, 0, 1, over("a")), at(0, 2, 0, with(over("b"), unknown)), at(1, 3, 4, read("b")), at(1, 5, 6, read("a"))}, "no order"},
+		{"writes of the same over anything", []history.Op{
+			at(0, 0, 1, over("a")), at(0, 2, 0, with(over("b"), unknown)), at(0, 3, 4, over("a")), at(1, 5, 6, read("b")),
+		}, ""},
+		{"a write of the same that was not done", []history.Op{at(0, 0, 1, over("a")), at(1, 2, 3, over("b")), at(0, 4, 5, over("a")), at(1, 6, 7, read("b"))}, "no order"},
 		{"a deletion of nothing", []history.Op{at(0, 0, 1, with(remove("x"), missing)), at(0, 2, 3, write("", "a")), at(0, 4, 5, with(remove("x"), conflict))}, ""},
 		{"a deletion that misses what is there", []history.Op{at(0, 2, 3, write("", "a")), at(0, 4, 5, with(remove("a"), missing))}, "no order"},
 		{"a deletion that comes back", []history.Op{at(0, 0, 1, write("", "a")), at(0, 2, 3, remove("a")), at(1, 4, 5, read("a"))}, "no order"},

@@ -122,39 +122,63 @@ func step(held string, o Op) (possible bool, next string) {
 }
 
 func operations(ops []Op) []porcupine.Operation {
+	k := knownOf(ops)
 	out := make([]porcupine.Operation, 0, len(ops))
 	for _, o := range ops {
 		if o.Outcome == Unknown {
-			o = settle(o, ops)
+			var matters bool
+			if o, matters = k.settle(o); !matters {
+				continue
+			}
 		}
 		out = append(out, porcupine.Operation{ClientId: o.Client, Input: o, Call: int64(o.Invoked), Return: int64(o.Returned)})
 	}
 	return out
 }
 
+// known is what the operations on a key tell about those with unknown outcomes.
+type known struct {
+	ops     []Op
+	writers map[string]int // how many writes there are of a value
+	// demanding: there are operations that demand something of the key.
+	demanding bool
+}
+
+func knownOf(ops []Op) known {
+	k := known{ops: ops, writers: map[string]int{}}
+	for _, o := range ops {
+		if o.Kind == Write {
+			k.writers[o.Value]++
+		}
+		k.demanding = k.demanding || o.Kind == Delete || o.Kind == Write && !o.Any
+	}
+	return k
+}
+
 // settle finds out what can be known of an operation with an unknown outcome, as
 // each of those multiplies the orders to be tried.
 //
-// A write whose value was seen was done, before whoever saw it first returned. And
-// one that demanded a value, which its client had seen, can only be done while the
-// key holds that: values are never written twice, so once another was seen, by
-// somebody who began after the operation did, it was done before or never will be.
-func settle(u Op, ops []Op) Op {
+// A write whose value nobody else writes was done if somebody saw it, before he
+// returned; if nobody saw it, and nothing demands anything of the key, then it does
+// not matter. And a write that demanded a value, which its client had seen, can only
+// be done while the key holds that, which it never does again: so once another value
+// was seen, by somebody who began later, it was done before or never will be.
+func (k known) settle(u Op) (settled Op, matters bool) {
 	u.Returned = forever
-	for _, o := range ops {
+	unique := u.Kind == Write && k.writers[u.Value] == 1
+	for _, o := range k.ops {
 		if o.Outcome != OK {
 			continue
 		}
-		switch saw := held(o); {
-		case u.Kind == Write && !u.Any && (o.Kind == Read && saw == u.Value || o.Kind != Read && !o.Any && o.Expect == u.Value):
+		saw := held(o)
+		if unique && (o.Kind == Read && saw == u.Value || o.Kind != Read && !o.Any && o.Expect == u.Value) {
 			u.Outcome = OK
 			u.Returned = min(u.Returned, max(o.Returned, u.Invoked))
-		case !u.Any && u.Expect != Absent && saw != u.Expect && o.Invoked >= u.Invoked:
+		} else if !u.Any && u.Expect != Absent && saw != u.Expect && o.Invoked >= u.Invoked {
 			u.Returned = min(u.Returned, o.Returned)
-		default:
 		}
 	}
-	return u
+	return u, u.Outcome == OK || !unique || k.demanding
 }
 
 // culprit names the operations around the first moment up to which no order is
