@@ -48,7 +48,7 @@ UNIT = go list $(PKGS) | grep -v -E '/tests/(e2e|conformance|fault|bench|arch|do
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## run the whole mesh on this machine, with two demo applications
@@ -94,7 +94,7 @@ e2e: setup build test-conformance test-e2e ## end to end: network namespaces, re
 
 .PHONY: test-conformance
 test-conformance:
-	go test -count=1 ./tests/conformance/...
+	go test -count=1 ./tests/conformance/... ./tests/bench/...
 
 .PHONY: test-e2e test-fault
 test-e2e test-fault: test-%:

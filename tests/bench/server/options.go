@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// errUsage is that help was asked for, and given.
+var errUsage = errors.New("usage")
+
+// The parts of a run.
+const (
+	partWrites   = "writes"
+	partFailover = "failover"
+	partStop     = "stop"
+	partBusy     = "busy"
+	partLoad     = "load"
+)
+
+func allParts() []string { return []string{partWrites, partFailover, partStop, partBusy, partLoad} }
+
+// options are what the flags say.
+type options struct {
+	meshd, etcd, self string
+	dir               string
+	only, stores      []string
+	servers           int
+
+	rounds, clients int
+	keys, bytes     int
+	warmup, window  time.Duration
+	killRuns        int
+	stopRuns        int
+	busyFor         time.Duration
+	busyLoops       int
+
+	markdown, json string
+	quick          bool
+}
+
+// parse reads the flags. An error wraps errUsage if it was told already.
+func parse(args []string, out io.Writer) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("bench-server", flag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.StringVar(&o.meshd, "meshd", "bin/meshd", "`path` of meshd")
+	fs.StringVar(&o.etcd, "etcd", "bin/tools/etcd", "`path` of etcd, 3.5 or newer")
+	fs.StringVar(&o.dir, "dir", "bin", "`directory` on the disk to measure on; what is made in it is removed")
+	choose(fs, &o.only, "only", "what to measure", allParts())
+	choose(fs, &o.stores, "stores", "which stores take part", []string{etcdName, meshName, bareName})
+	fs.IntVar(&o.servers, "servers", 3, "how many servers each store has")
+	fs.IntVar(&o.rounds, "rounds", 9, "how often writes are measured, each store in turn")
+	fs.IntVar(&o.clients, "clients", 16, "clients that write at the same time")
+	fs.IntVar(&o.keys, "keys", 64, "keys of each client, to which it writes in turn")
+	fs.IntVar(&o.bytes, "bytes", 500, "length of a value")
+	fs.DurationVar(&o.warmup, "warmup", time.Second, "before each measurement of writes")
+	fs.DurationVar(&o.window, "window", 4*time.Second, "length of one measurement of writes")
+	fs.IntVar(&o.killRuns, "kills", 50, "how often the leader is killed")
+	fs.IntVar(&o.stopRuns, "stops", 10, "how often the leader is stopped (SIGSTOP)")
+	fs.DurationVar(&o.busyFor, "busy-for", 45*time.Second, "how long busy loops take the CPUs")
+	fs.IntVar(&o.busyLoops, "busy-loops", 8, "how many busy loops")
+	fs.StringVar(&o.markdown, "write", "", "`file` to write the report to as well: docs/benchmarks-server.md")
+	fs.StringVar(&o.json, "json", "bin/bench-server.json", "`file` for every single measurement; empty writes none")
+	fs.BoolVar(&o.quick, "quick", false, "about three minutes: fewer and shorter rounds; other flags win")
+	if err := fs.Parse(args); err != nil {
+		return o, errors.Join(errUsage, err)
+	}
+	if o.quick {
+		o.hurry(fs)
+	}
+	if fs.NArg() > 0 || min(o.servers, o.rounds, o.clients, o.keys, o.killRuns, o.stopRuns, o.busyLoops) < 1 || o.bytes < minBytes || o.bytes > maxBytes ||
+		min(o.window, o.warmup, o.busyFor) <= 0 {
+		return o, fmt.Errorf("there are no arguments, counts and lengths are positive, and values have %d to %d bytes; see -help", minBytes, maxBytes)
+	}
+	return o, o.find()
+}
+
+// The values are valid records of nodes, whose labels are bounded.
+const (
+	minBytes = 150
+	maxBytes = 3000
+)
+
+// choose is a flag that takes some of all.
+func choose(fs *flag.FlagSet, into *[]string, name, usage string, all []string) {
+	*into = all
+	fs.Func(name, usage+": "+strings.Join(all, ",")+" (default all)", func(s string) error {
+		*into = strings.Split(s, ",")
+		for _, one := range *into {
+			if !slices.Contains(all, one) {
+				return fmt.Errorf("%q is none of %s", one, strings.Join(all, ", "))
+			}
+		}
+		return nil
+	})
+}
+
+// hurry sets what -quick means and was not said otherwise.
+func (o *options) hurry(fs *flag.FlagSet) {
+	said := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { said[f.Name] = true })
+	set := func(name string, to func()) {
+		if !said[name] {
+			to()
+		}
+	}
+	set("rounds", func() { o.rounds = 3 })
+	set("window", func() { o.window = 2 * time.Second })
+	set("kills", func() { o.killRuns = 8 })
+	set("stops", func() { o.stopRuns = 3 })
+	set("busy-for", func() { o.busyFor = 15 * time.Second })
+}
+
+// find finds the programs.
+func (o *options) find() error {
+	var err error
+	if o.self, err = os.Executable(); err != nil {
+		return err
+	}
+	for _, path := range []*string{&o.meshd, &o.etcd, &o.dir} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	for _, path := range []string{o.meshd, o.dir} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("find what is to be measured: %w; run: make build", err)
+		}
+	}
+	return nil
+}
+
+// has tells whether a part is measured.
+func (o options) has(part string) bool { return slices.Contains(o.only, part) }
