@@ -79,6 +79,7 @@ type Config struct {
 	// costs the others no time.
 	NonVoter  bool      `json:"non_voter,omitempty"`
 	Autopilot Autopilot `json:"autopilot,omitzero"`
+	Snapshots Snapshots `json:"snapshots,omitzero"`
 
 	// Version is the program's, for status.
 	Version string `json:"-"`
@@ -115,11 +116,12 @@ type settings struct {
 	LeafTTL            string `json:"ca_leaf_ttl"` // 0s: the default
 	NodeTTL            string `json:"ca_node_ttl"`
 
-	BootstrapExpect int      `json:"bootstrap_expect"`
-	RetryJoin       []string `json:"retry_join,omitempty"`
-	PeerPort        uint16   `json:"peer_port"`
-	NonVoter        bool     `json:"non_voter,omitempty"`
-	RemoveDeadAfter string   `json:"autopilot_remove_dead_after"`
+	BootstrapExpect int       `json:"bootstrap_expect"`
+	RetryJoin       []string  `json:"retry_join,omitempty"`
+	PeerPort        uint16    `json:"peer_port"`
+	NonVoter        bool      `json:"non_voter,omitempty"`
+	RemoveDeadAfter string    `json:"autopilot_remove_dead_after"`
+	Snapshots       Snapshots `json:"snapshots"`
 }
 
 func (c Config) settings() settings {
@@ -128,7 +130,7 @@ func (c Config) settings() settings {
 		BootstrapTokenFile: c.BootstrapTokenFile, Bind: c.Bind, Port: c.Port, Advertise: c.Advertise, AdminSocket: c.AdminSocket,
 		Provider: c.CA.Provider, LeafTTL: c.CA.LeafTTL.Std().String(), NodeTTL: c.CA.NodeTTL.Std().String(),
 		BootstrapExpect: c.BootstrapExpect, RetryJoin: c.RetryJoin, PeerPort: c.PeerPort, NonVoter: c.NonVoter,
-		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(),
+		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(), Snapshots: c.Snapshots,
 	}
 }
 
@@ -163,6 +165,7 @@ func (c Config) Validate() error {
 		{"cluster_key_file", c.ClusterKeyFile},
 		{"bootstrap_token_file", c.BootstrapTokenFile},
 		{"admin_socket", c.AdminSocket},
+		{"snapshots.dir", c.Snapshots.Dir},
 	} {
 		if path.value != "" && !filepath.IsAbs(path.value) {
 			p.Add(path.field, "%q is relative: write an absolute path", path.value)
@@ -194,6 +197,7 @@ func (c Config) Validate() error {
 		}
 	}
 	c.validateCluster(&p)
+	c.Snapshots.validate(&p)
 	return p.Err() //nolint:wrapcheck // field errors are the result
 }
 
@@ -246,6 +250,7 @@ func (c Config) withDefaults() Config {
 	if c.BootstrapExpect == 0 && len(c.RetryJoin) == 0 {
 		c.BootstrapExpect = 1
 	}
+	c.Snapshots = c.Snapshots.withDefaults(c.DataDir)
 	if c.Autopilot.RemoveDeadAfter == 0 {
 		c.Autopilot.RemoveDeadAfter = catalog.Duration(DefaultRemoveDeadAfter)
 	}

@@ -69,6 +69,9 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(name, help string, value float64, labels prometheus.Labels) {
 		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("mesh_server_"+name, help, nil, labels), prometheus.GaugeValue, value)
 	}
+	counter := func(name, help string, value float64) {
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("mesh_server_"+name, help, nil, nil), prometheus.CounterValue, value)
+	}
 	gauge("info", "This server; always 1.", 1, prometheus.Labels{"server": c.name, "version": cmp.Or(c.config.Version, "devel")})
 
 	s := c.state.Snapshot()
@@ -104,6 +107,15 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	gauge("proxies", "Proxies that have reported.", float64(len(proxies)), nil)
 	gauge("proxies_refusing", "Proxies that refuse their newest plan.", float64(refusing), nil)
 	gauge("watches", "Watches of the API that are open.", float64(c.watches()), nil)
+
+	snapshots := c.keeper.Stats()
+	if !snapshots.Last.IsZero() {
+		gauge("snapshot_last_timestamp_seconds", "When the newest snapshot in this server's folder was taken, in unix time.", float64(snapshots.Last.Unix()), nil)
+		gauge("snapshot_last_bytes", "Size of the newest snapshot.", float64(snapshots.Size), nil)
+	}
+	gauge("snapshots_kept", "Snapshots in this server's folder.", float64(snapshots.Kept), nil)
+	counter("snapshots_taken_total", "Snapshots that this server has taken by schedule.", float64(snapshots.Taken))
+	counter("snapshot_failures_total", "Attempts to take a snapshot that failed.", float64(snapshots.Failed))
 
 	stats := c.engine.Stats()
 	leading := 0.0

@@ -19,6 +19,7 @@ import (
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/api"
+	"github.com/meshd/meshd/server/backup"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/rpc"
@@ -111,6 +112,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	st := state.New(engine, s.log)
 	m := &member{Server: s, name: name, id: name, engine: engine, state: st, authority: newAuthority(s.config, st, key, s.log)}
+	m.keeper = m.newKeeper()
 
 	// The store ends after all that writes to it.
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx))
@@ -137,6 +139,7 @@ type member struct {
 	engine    *raftstore.Engine
 	state     *state.State
 	authority *authority
+	keeper    *backup.Keeper
 }
 
 // serve starts what needs the state, and runs it until ctx ends.
@@ -169,7 +172,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	}
 	handlers = api.New(api.Config{
 		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents}, Ask: agents.Ask,
-		Snapshots: snapshots{engine: m.engine, authority: m.authority},
+		Snapshots: m.snapshots(),
 		Metrics:   metrics,
 		Observe:   requests.observe,
 		Settings:  m.config.settings(),
@@ -212,6 +215,7 @@ func (m *member) lead(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() error { return m.authority.renew(ctx) })
 		group.Go(func() error { return m.raiseLevel(ctx) })
+		group.Go(func() error { return m.keeper.Run(ctx) })
 		return group.Wait()
 	})
 	if err != nil && ctx.Err() == nil {

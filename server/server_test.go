@@ -460,7 +460,15 @@ func TestConfig(t *testing.T) {
 			bind         = "::"
 			port         = 7400
 			advertise    = "mesh.example.com:443"
-			admin_socket = "/run/x.sock"`, nil},
+			admin_socket = "/run/x.sock"
+			snapshots {
+				enabled     = true
+				interval    = "15m"
+				retain      = 96
+				retain_days = 30
+				max_mib     = 4096
+				dir         = "/srv/backup"
+			}`, nil},
 		{"nothing", ``, []string{"trust_domain"}},
 		{"all wrong", `
 			trust_domain = "Mesh"
@@ -472,7 +480,12 @@ func TestConfig(t *testing.T) {
 				leaf_ttl = "1m"
 				node_ttl = "1000h"
 				provider = "acme"
-			}`, []string{"trust_domain", "name", "data_dir", "bind", "advertise", "ca.provider", "ca.leaf_ttl", "ca.node_ttl"}},
+			}
+			snapshots {
+				interval = "1s"
+				retain   = -1
+				dir      = "x"
+			}`, []string{"snapshots.interval", "snapshots.retain", "snapshots.dir", "trust_domain", "name", "data_dir", "bind", "advertise", "ca.provider", "ca.leaf_ttl", "ca.node_ttl"}},
 	} {
 		err := manifest.DecodeConfig("server.hcl", []byte(row.text), &server.Config{})
 		var fields []string

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/meshd/meshd/catalog/manifest"
+	"github.com/meshd/meshd/server/backup"
 	"github.com/meshd/meshd/server/client"
 )
 
@@ -43,8 +44,11 @@ func exitCode(err error) int {
 	if e, ok := errors.AsType[*codeError](err); ok {
 		return e.code
 	}
-	if errors.Is(err, manifest.ErrInvalid) {
+	switch {
+	case errors.Is(err, manifest.ErrInvalid), errors.Is(err, backup.ErrFormat), errors.Is(err, backup.ErrDamaged):
 		return exitUsage
+	case errors.Is(err, backup.ErrForeign):
+		return exitConflict
 	}
 	switch client.CodeOf(err) {
 	case client.CodeInvalid, client.CodeTooLarge, client.CodeMethod:

@@ -96,6 +96,7 @@ func startServer(env *testscript.Env) error {
 	env.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("MESH_ADDR", "unix://"+socket)
 	env.Setenv("server", s.Address())
+	env.Setenv("key", filepath.Join(dir, "data", "cluster.key"))
 	return nil
 }
 

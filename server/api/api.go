@@ -44,14 +44,6 @@ type Fleet interface {
 	Release()
 }
 
-// Snapshots saves and replaces the whole state.
-type Snapshots interface {
-	// Export writes the state and its checksum.
-	Export(ctx context.Context, w io.Writer) (catalog.Position, error)
-	// Import replaces the state, in one step, by what Export wrote.
-	Import(ctx context.Context, r io.Reader) (catalog.Position, error)
-}
-
 // Config is what the API serves from. Every field is required, but for Now.
 type Config struct {
 	State     *state.State
@@ -463,25 +455,6 @@ func (a *API) releaseNodes(*call) (any, error) {
 		a.cfg.Fleet.Release()
 	}
 	return out, nil
-}
-
-// saveSnapshot streams the state. A failure half-way cuts the connection: the
-// snapshot then lacks its checksum, and cannot be restored.
-func (a *API) saveSnapshot(c *call) (any, error) {
-	c.out.Header().Set("Content-Type", "application/octet-stream")
-	if _, err := a.cfg.Snapshots.Export(c.Context(), c.out); err != nil {
-		a.cfg.Log.ErrorContext(c.Context(), "snapshot failed", slog.String("request_id", c.id), slog.Any("error", err))
-		panic(http.ErrAbortHandler) // net/http's way to cut a response that has begun
-	}
-	return written{}, nil
-}
-
-func (a *API) restoreSnapshot(c *call) (any, error) {
-	pos, err := a.cfg.Snapshots.Import(c.Context(), c.Body)
-	if err != nil {
-		return nil, err
-	}
-	return client.Result{Position: pos, Changes: []client.Change{}}, nil
 }
 
 func readBody(c *call) ([]byte, error) {

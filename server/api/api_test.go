@@ -65,7 +65,7 @@ func (f *standInFleet) Release() { f.held = nil }
 
 func (f *standInFleet) Proxies() []client.ProxyStatus { return slices.Clone(f.proxies) }
 
-// engineSnapshots is how the server wires snapshots too.
+// engineSnapshots are those of the server without encryption.
 type engineSnapshots struct{ store.Engine }
 
 func (e engineSnapshots) Export(ctx context.Context, w io.Writer) (catalog.Position, error) {
@@ -73,9 +73,9 @@ func (e engineSnapshots) Export(ctx context.Context, w io.Writer) (catalog.Posit
 	return catalog.Position(pos), err
 }
 
-func (e engineSnapshots) Import(ctx context.Context, r io.Reader) (catalog.Position, error) {
+func (e engineSnapshots) Import(ctx context.Context, r io.Reader) (client.Restored, error) {
 	pos, err := store.Import(ctx, e.Engine, r)
-	return catalog.Position(pos), err
+	return client.Restored{Position: catalog.Position(pos)}, err
 }
 
 type world struct {

@@ -93,8 +93,8 @@ func operations() map[string]operation {
 		"POST /v1/intentions/undo": {summary: "Restore what was before a change of intentions", body: client.UndoRequest{}, answer: client.Result{}, errors: denied},
 		"POST /v1/explain":         {summary: "Say what would become of a request, and why", body: req{}, answer: client.Explanation{}, query: []parameter{stale, maxStale}},
 		"POST /v1/join-tokens":     {summary: "Make a one-time token that admits a node", body: client.JoinTokenRequest{}, answer: client.JoinToken{}},
-		"GET /v1/snapshot":         {summary: "Save the whole state", media: "application/octet-stream"},
-		"PUT /v1/snapshot":         {summary: "Replace the whole state", media: "application/octet-stream", body: []byte{}, answer: client.Result{}, errors: []client.Code{client.CodeConflict}},
+		"GET /v1/snapshot":         {summary: "Save the whole state, encrypted under the cluster key", media: "application/octet-stream"},
+		"PUT /v1/snapshot":         {summary: "Replace the whole state", media: "application/octet-stream", body: []byte{}, answer: client.Restored{}, errors: []client.Code{client.CodeConflict}},
 
 		"PUT /v1/nodes/{name}/drain":                                   with(drained, "Let a node take no new work", client.DrainRequest{}),
 		"DELETE /v1/nodes/{name}/drain":                                with(drained, "Take back a node's drain", nil),

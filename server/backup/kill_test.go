@@ -30,7 +30,7 @@ const childDir = "MESHD_BACKUP_TEST_CHILD"
 // open runs an engine on disk until the returned function is called.
 func open(tb testing.TB, dir string) (store.Engine, func()) {
 	tb.Helper()
-	e, err := raftstore.New(raftstore.Config{Dir: filepath.Join(dir, "store"), ID: "s1", SegmentBytes: 1 << 20}, slog.New(slog.DiscardHandler))
+	e, err := raftstore.New(raftstore.Config{Dir: filepath.Join(dir, "store"), ID: "s1"}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		tb.Fatal(err)
 	}

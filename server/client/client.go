@@ -342,32 +342,6 @@ func (c *Client) waitRollout(ctx context.Context, pos catalog.Position, paramete
 	return r, c.call(ctx, http.MethodGet, "/v1/rollout?"+q.Encode(), nil, &r)
 }
 
-// SaveSnapshot writes the whole state to w, and returns how many bytes it has.
-// The snapshot ends with its checksum: one that was cut short is refused by
-// RestoreSnapshot.
-func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) (int64, error) {
-	resp, err := c.send(ctx, http.MethodGet, "/v1/snapshot", "", nil)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end below
-	n, err := io.Copy(w, resp.Body)
-	if err != nil {
-		return n, fmt.Errorf("save the snapshot: %w", err)
-	}
-	return n, nil
-}
-
-// RestoreSnapshot replaces the whole state by what r holds.
-func (c *Client) RestoreSnapshot(ctx context.Context, r io.Reader) (Result, error) {
-	var out Result
-	resp, err := c.send(ctx, http.MethodPut, "/v1/snapshot", "application/octet-stream", r)
-	if err != nil {
-		return out, err
-	}
-	return out, c.read(resp, http.MethodPut, "/v1/snapshot", &out)
-}
-
 func withRevision(path string, revision uint64) string {
 	if revision == AnyRevision {
 		return path

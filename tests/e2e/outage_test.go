@@ -251,7 +251,7 @@ func TestRestoreOlderSnapshot(t *testing.T) {
 	for _, m := range agents {
 		m.answers(10*time.Second, "200", hello)
 	}
-	s.meshctl(0, "snapshot", "restore", snapshot)
+	s.meshctl(0, "snapshot", "restore", "--yes", snapshot)
 	for _, m := range agents {
 		m.answers(5*time.Second, "403", hello)
 	}
