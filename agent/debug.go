@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/meshd/meshd/agent/plan"
 	"github.com/meshd/meshd/agent/view"
 	"github.com/meshd/meshd/proxy/flow"
 )
@@ -142,7 +141,7 @@ func (h *host) proxyStacks(ctx context.Context) (string, error) {
 func (h *host) told() []told {
 	snapshot := h.view.Snapshot()
 	all := []told{}
-	for _, topic := range plan.Topics(h.registry.Definitions()) {
+	for _, topic := range h.topics() {
 		one := told{Topic: topic, Items: map[string]json.RawMessage{}}
 		for key, value := range snapshot.Items(topic) {
 			if !json.Valid(value) {

@@ -62,6 +62,11 @@ func (h *host) defineChecks() {
 	h.checks.Watch(ports)
 }
 
+// topics returns what this host needs to be told.
+func (h *host) topics() []view.Topic {
+	return append(plan.Topics(h.registry.Definitions()), view.Servers())
+}
+
 // followDefinitions keeps checks, registration, certificates and topics those
 // of the definitions in force, until ctx ends.
 func (h *host) followDefinitions(ctx context.Context) error {
@@ -70,7 +75,7 @@ func (h *host) followDefinitions(ctx context.Context) error {
 		h.defineChecks()
 		h.register()
 		h.wantLeaves()
-		h.view.Subscribe(plan.Topics(h.registry.Definitions()))
+		h.view.Subscribe(h.topics())
 		select {
 		case <-ctx.Done():
 			return nil

@@ -113,8 +113,8 @@ func (s *session) advanceLive(next *Snapshot, at catalog.Position) {
 // alive returns the snapshot after an answer to a heartbeat. Once the server
 // has answered for the newest subscription, what it did not send on this
 // stream is nothing that this host may have or ask for any more: it goes.
-// Roots stay: a server without any is broken, and a host without any is cut
-// off.
+// Roots stay, and where the servers are: a server without any is broken or an
+// older one, and a host without any is cut off.
 func (s *session) alive(now *Snapshot, a *meshpb.Alive) (*Snapshot, bool) {
 	s.alives++
 	at := positionOf(a.GetPosition())
@@ -128,7 +128,7 @@ func (s *session) alive(now *Snapshot, a *meshpb.Alive) (*Snapshot, bool) {
 	}
 	changed := false
 	for t := range next.topics {
-		if !s.live[t] && t != Roots() {
+		if !s.live[t] && t != Roots() && t != Servers() {
 			delete(next.topics, t)
 			changed = true
 		}

@@ -75,6 +75,9 @@ func decodeCache(data []byte) (*Snapshot, time.Time, error) {
 // that is damaged or of another format is ignored, and said so: the servers
 // have everything. An error means that the state directory can't be used.
 func (v *View) Load() error {
+	if v.cfg.Dir == (statedir.Dir{}) {
+		return nil
+	}
 	data, err := v.cfg.Dir.Read(cacheFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -105,6 +108,9 @@ func (v *View) ignored(err error) {
 // save writes the view if its content is not on disk, or an Alive that is more
 // than lag newer than the one on disk. It reports whether disk is up to date.
 func (v *View) save(lag time.Duration) bool {
+	if v.cfg.Dir == (statedir.Dir{}) {
+		return true
+	}
 	v.mu.Lock()
 	s, alive := v.snapshot, v.alive
 	unsaved := v.dirty || alive.Sub(v.kept) > lag

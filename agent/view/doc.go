@@ -27,6 +27,7 @@ const (
 	KindNode       = "node"
 	KindIntentions = "intentions"
 	KindUpstream   = "upstream"
+	KindServers    = "servers"
 )
 
 // Topic names a slice of the catalog. It is comparable.
@@ -41,6 +42,9 @@ func Roots() Topic { return Topic{Kind: KindRoots} }
 
 // Node is the topic of the caller's own node.
 func Node() Topic { return Topic{Kind: KindNode} }
+
+// Servers is the topic of where the servers are.
+func Servers() Topic { return Topic{Kind: KindServers} }
 
 // Intentions is the topic of what may reach a local service.
 func Intentions(destination catalog.Name) Topic {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/meshd/meshd/server/meshpb"
 )
@@ -39,6 +40,9 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 	v.mu.Lock()
 	v.hangUp = cancel
 	v.mu.Unlock()
+	if err := reach(ctx, conn); err != nil {
+		return false, cause(ctx, err)
+	}
 	watchdog := time.AfterFunc(welcomeTimeout, func() { cancel(errSilent) })
 	defer watchdog.Stop()
 
@@ -74,6 +78,20 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 	defer writer.Wait()
 	defer cancel(nil)
 	return true, cause(ctx, v.read(s, state, func() { watchdog.Reset(lease) }))
+}
+
+// reach waits until there is a connection, or why there is none can be told by the
+// first call.
+func reach(ctx context.Context, conn *grpc.ClientConn) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	conn.Connect()
+	for state := conn.GetState(); state != connectivity.Ready && state != connectivity.TransientFailure; state = conn.GetState() {
+		if !conn.WaitForStateChange(ctx, state) {
+			return fmt.Errorf("no connection within %s", connectTimeout)
+		}
+	}
+	return nil
 }
 
 // shared is the session between the stream's two goroutines.

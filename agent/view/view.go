@@ -24,8 +24,12 @@ const (
 	defaultLease     = 10 * time.Second
 	// welcomeTimeout bounds everything up to the server's first message.
 	welcomeTimeout = 10 * time.Second
-	minBackoff     = 250 * time.Millisecond
-	maxBackoff     = 5 * time.Second
+	// connectTimeout bounds the connection to a server that does not answer at all.
+	connectTimeout = 5 * time.Second
+	// step bounds the pause, which is random, before another server is tried.
+	step       = 250 * time.Millisecond
+	minBackoff = 250 * time.Millisecond
+	maxBackoff = 5 * time.Second
 	// saveRetry is how long a failed write of the cache rests.
 	saveRetry = 5 * time.Second
 	// saveAge is how much older the Alive on disk may be than the newest one.
@@ -35,13 +39,13 @@ const (
 // Config is what a View needs.
 type Config struct {
 	Log *slog.Logger
-	// Dir is where the view is kept.
+	// Dir is where the view is kept; nowhere if it is zero.
 	Dir statedir.Dir
 	// Dial returns a connection to the gRPC side of a server, lazily: it does
 	// not block. The View closes it.
 	Dial func(server string) (*grpc.ClientConn, error)
-	// Servers returns the addresses to choose from, host:port. It is called
-	// before every attempt.
+	// Servers returns the addresses at which to begin, host:port. It is called
+	// before every attempt. What the topic Servers tells is tried before.
 	Servers func() []string
 	// Hello returns the first message of a stream.
 	Hello func() Hello
@@ -114,6 +118,7 @@ type View struct {
 	hangUp    context.CancelCauseFunc // ends the present stream
 	since     time.Time
 	failure   string
+	failures  map[string]string // by server, since the last connection
 	refused   meshpb.Reason
 	attempts  int
 	saveError string
@@ -128,6 +133,7 @@ func New(cfg Config) *View {
 		wantedNew: make(chan struct{}),
 		applied:   map[string]Applied{},
 		unsent:    map[string]bool{},
+		failures:  map[string]string{},
 		linkNew:   make(chan struct{}),
 		since:     time.Now(),
 	}
@@ -223,39 +229,50 @@ func (v *View) Age() (time.Duration, bool) {
 	return max(0, time.Since(v.alive)), !v.alive.IsZero()
 }
 
-// Run holds one stream to one server until ctx ends: a random server first,
-// then the others in turn, with growing and jittered pauses between attempts.
-// It returns nil. Call it once.
+// Run holds one stream to one server until ctx ends: a random one of those that it
+// knows. When that is lost, or refuses, it is another's turn, after a short and random
+// pause; when all were tried, the pauses grow. Run returns nil. Call it once.
 func (v *View) Run(ctx context.Context) error {
 	var saver sync.WaitGroup
 	saver.Go(func() { v.keep(ctx) })
 	defer saver.Wait()
-	backoff, next := minBackoff, rand.IntN(1<<16) //nolint:gosec // spreads load, guards nothing
+	var c course
+	backoff, first := minBackoff, true
 	for ctx.Err() == nil {
-		servers := v.cfg.Servers()
-		if len(servers) == 0 {
+		server, again := c.next(told(v.Snapshot()), v.cfg.Servers(), time.Now())
+		switch {
+		case server == "":
 			v.failed("", errors.New("no server is known"))
-		} else {
-			next++
-			server := servers[next%len(servers)]
-			welcomed, err := v.stream(ctx, server)
-			if ctx.Err() != nil {
-				break
-			}
-			v.failed(server, err)
-			if welcomed {
-				backoff = minBackoff
-			}
+			fallthrough
+		case again && !first:
+			pause(ctx, backoff/2+rand.N(backoff/2)) //nolint:gosec // spreads load, guards nothing
+			backoff = min(2*backoff, maxBackoff)
+		case !first:
+			pause(ctx, rand.N(step)) //nolint:gosec // spreads load, guards nothing
 		}
-		pause(ctx, backoff/2+rand.N(backoff/2)) //nolint:gosec // spreads load, guards nothing
-		backoff = min(2*backoff, maxBackoff)
+		if server == "" || ctx.Err() != nil {
+			continue
+		}
+		first = false
+		welcomed, err := v.stream(ctx, server)
+		for errors.Is(err, errRenewed) && welcomed && ctx.Err() == nil {
+			welcomed, err = v.stream(ctx, server) // nothing is wrong with it
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		v.failed(server, err)
+		if welcomed {
+			backoff = minBackoff
+		}
+		c.end(server, welcomed, time.Now())
 	}
 	v.setLink(nil)
 	return nil
 }
 
-// failed records why there is no stream, and logs the first failure and every
-// change of its cause.
+// failed records why there is no stream, and logs the first failure of each server
+// and every change of its cause.
 func (v *View) failed(server string, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -271,11 +288,11 @@ func (v *View) failed(server string, err error) {
 		v.since = time.Now()
 	}
 	v.attempts++
-	if v.failure != message {
+	if v.failures[server] != message {
 		v.cfg.Log.Warn("not connected to a server; what is held stays in force", slog.String("server", server), slog.Any("error", err),
 			slog.Int("attempts", v.attempts))
 	}
-	v.failure = message
+	v.failure, v.failures[server] = message, message
 }
 
 func (v *View) setLink(l *Link) {
@@ -290,6 +307,7 @@ func (v *View) setLink(l *Link) {
 	v.link = l
 	if l != nil {
 		v.failure, v.refused, v.attempts = "", "", 0
+		clear(v.failures)
 	}
 	close(v.linkNew)
 	v.linkNew = make(chan struct{})

@@ -883,6 +883,7 @@ func (x *Subscribe) GetTopics() []*Topic {
 //
 //	kind          name         source       items (key: JSON)
 //	roots         -            -            TRUST_DOMAIN: {"pem": "…"}
+//	servers       -            -            KEY: {"address": "host:port"}, where agents reach each
 //	node          -            -            spec: catalog.Node, the caller's own
 //	intentions    ns/service   -            KEY: intentions.Intention, all that apply to the
 //	                                        destination; it must be registered on the node

@@ -33,7 +33,7 @@ const (
 	ReasonLeft          Reason = "LEFT"
 	ReasonStopping      Reason = "STOPPING"
 	ReasonNoQuorum      Reason = "NO_QUORUM" // the server does not reach a majority of the servers
-	ReasonStore         Reason = "STORE" // the store refused or could not be reached
+	ReasonStore         Reason = "STORE"     // the store refused or could not be reached
 )
 
 // reasonDomain marks our own details among those of other software.
