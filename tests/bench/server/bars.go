@@ -96,5 +96,5 @@ func (r *report) bars() []bar {
 			busy.known, busy.value = true, float64(b.Elections)
 		}
 	}
-	return append(out, busy)
+	return append(append(out, busy), r.loadBars()...)
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/meshd/meshd/tests/bench/server/fleet"
 )
 
 // errUsage is that help was asked for, and given.
@@ -41,6 +43,9 @@ type options struct {
 	busyFor         time.Duration
 	busyLoops       int
 
+	fleet   fleet.Config
+	changes int
+
 	markdown, json string
 	quick          bool
 }
@@ -66,6 +71,12 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.IntVar(&o.stopRuns, "stops", 10, "how often the leader is stopped (SIGSTOP)")
 	fs.DurationVar(&o.busyFor, "busy-for", 45*time.Second, "how long busy loops take the CPUs")
 	fs.IntVar(&o.busyLoops, "busy-loops", 8, "how many busy loops")
+	fs.IntVar(&o.fleet.Agents, "agents", 1000, "agents of the large mesh")
+	fs.IntVar(&o.fleet.Services, "services", 5000, "its services")
+	fs.IntVar(&o.fleet.Instances, "instances", 20_000, "its instances")
+	fs.IntVar(&o.fleet.Intentions, "intentions", 10_000, "its intentions")
+	fs.IntVar(&o.fleet.Upstreams, "upstreams", 10, "services that each of its agents follows, besides one that all do")
+	fs.IntVar(&o.changes, "changes", 100, "changes whose way to the agents is measured")
 	fs.StringVar(&o.markdown, "write", "", "`file` to write the report to as well: docs/benchmarks-server.md")
 	fs.StringVar(&o.json, "json", "bin/bench-server.json", "`file` for every single measurement; empty writes none")
 	fs.BoolVar(&o.quick, "quick", false, "about three minutes: fewer and shorter rounds; other flags win")
@@ -75,7 +86,8 @@ func parse(args []string, out io.Writer) (options, error) {
 	if o.quick {
 		o.hurry(fs)
 	}
-	if fs.NArg() > 0 || min(o.servers, o.rounds, o.clients, o.keys, o.killRuns, o.stopRuns, o.busyLoops) < 1 || o.bytes < minBytes || o.bytes > maxBytes ||
+	if fs.NArg() > 0 || min(o.servers, o.rounds, o.clients, o.keys, o.killRuns, o.stopRuns, o.busyLoops, o.changes, o.fleet.Agents, o.fleet.Services, o.fleet.Upstreams) < 1 ||
+		o.fleet.Instances < o.fleet.Agents || o.bytes < minBytes || o.bytes > maxBytes ||
 		min(o.window, o.warmup, o.busyFor) <= 0 {
 		return o, fmt.Errorf("there are no arguments, counts and lengths are positive, and values have %d to %d bytes; see -help", minBytes, maxBytes)
 	}
@@ -115,6 +127,7 @@ func (o *options) hurry(fs *flag.FlagSet) {
 	set("window", func() { o.window = 2 * time.Second })
 	set("kills", func() { o.killRuns = 8 })
 	set("stops", func() { o.stopRuns = 3 })
+	set("changes", func() { o.changes = 30 })
 	set("busy-for", func() { o.busyFor = 15 * time.Second })
 }
 

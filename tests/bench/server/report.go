@@ -33,6 +33,7 @@ type report struct {
 	Kills    []recovery    `json:"kills,omitempty"`
 	Stops    []recovery    `json:"stops,omitempty"`
 	Busy     []overload    `json:"busy,omitempty"`
+	Load     *loaded       `json:"load,omitempty"`
 }
 
 // writes is one measurement of writes.
@@ -143,6 +144,7 @@ func (r *report) sections() []section {
 		r.recoveryTable("Leader killed (SIGKILL): to the next acknowledged write", r.Kills),
 		r.recoveryTable("Leader stopped (SIGSTOP): to the next acknowledged write", r.Stops),
 		r.busyTable(),
+		r.loadTable(),
 	} {
 		if len(s.rows) > 0 {
 			out = append(out, s)
@@ -265,6 +267,42 @@ func (r *report) busyTable() section {
 	}
 	for _, b := range r.Busy {
 		out.rows = append(out.rows, []string{title(b.Name), fmt.Sprint(b.Elections), fmt.Sprint(b.Acked), fmt.Sprintf("%.0f", millis(b.Slowest))})
+	}
+	return out
+}
+
+func (r *report) loadTable() section {
+	l := r.Load
+	if l == nil {
+		return section{}
+	}
+	out := section{
+		title: "A large mesh",
+		intro: fmt.Sprintf("%d services, %d instances on %d nodes, %d intentions; each agent follows %d topics.",
+			l.Config.Services, l.Config.Instances, l.Config.Agents, l.Config.Intentions, l.Config.Topics()),
+		columns: []string{"what", "figure"},
+	}
+	add := func(what, format string, values ...any) {
+		out.rows = append(out.rows, []string{what, fmt.Sprintf(format, values...)})
+	}
+	add("joined, registered, intentions written after", "%.0f s", l.Fill.Seconds())
+	for i, bytes := range l.Memory {
+		add(fmt.Sprintf("private memory of server %d", i+1), "%.0f MiB", float64(bytes)/(1<<20))
+	}
+	for i, took := range l.Restarts {
+		add(fmt.Sprintf("server %d killed and started: serves after", i+1), "%.2f s", took.Seconds())
+	}
+	if l.All > 0 {
+		add("all killed and started: all serve after", "%.2f s", l.All.Seconds())
+	}
+	for _, one := range []struct {
+		what  string
+		times []time.Duration
+	}{{"its acknowledgement", l.Acked}, {"the first agent", l.First}, {"the last agent", l.Last}} {
+		if sorted := slices.Sorted(slices.Values(one.times)); len(sorted) > 0 {
+			add("from a change to "+one.what+", p50, p99, max", "%.0f, %.0f, %.0f ms",
+				millis(drive.Quantile(sorted, 0.5)), millis(drive.Quantile(sorted, 0.99)), millis(drive.Quantile(sorted, 1)))
+		}
 	}
 	return out
 }

@@ -59,6 +59,7 @@ func (f *field) measure(ctx context.Context) error {
 		{partBusy, []string{meshName, bareName}, func(ctx context.Context, r *report, clusters []*cluster) error {
 			return o.busy(ctx, r, f.dir, clusters)
 		}},
+		{partLoad, []string{meshName}, o.load},
 	} {
 		if !o.has(part.name) {
 			continue
