@@ -1,0 +1,31 @@
+package peer
+
+import "time"
+
+// Server is one of a cluster.
+type Server struct {
+	ID, Address         string
+	Voter, Leader, Self bool
+}
+
+// Member is a server of a new cluster.
+type Member struct{ ID, Address string }
+
+// Status is what a server knows of itself.
+type Status struct {
+	Version      string `json:"version"`
+	FeatureLevel int    `json:"feature_level"`
+	// Started is when this process began.
+	Started time.Time `json:"started"`
+	// Agents is how many are connected.
+	Agents int `json:"agents"`
+	// Applied is the revision of its state.
+	Generation string `json:"generation,omitempty"`
+	Applied    uint64 `json:"applied"`
+	// Contact is for how long it has not known a majority behind the leader.
+	ContactMS int64 `json:"contact_ms"`
+	// HashAt and Hash are the newest verification mark that it has hashed its
+	// state at; "" before the first.
+	HashAt uint64 `json:"hash_at,omitempty"`
+	Hash   string `json:"hash,omitempty"`
+}
