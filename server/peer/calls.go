@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -100,15 +99,6 @@ type Answer[T any] struct {
 	Err    error
 }
 
-// others are the servers of the cluster without this one.
-func (p *Peer) others() ([]Server, *running, error) {
-	r := p.running.Load()
-	if r == nil {
-		return nil, nil, ErrNotRunning
-	}
-	return slices.DeleteFunc(slices.Clone(r.cluster.Servers()), func(s Server) bool { return s.ID == p.cfg.ID }), r, nil
-}
-
 // all asks the other servers at once. Every one of them is in the result.
 func all[T any](servers []Server, ask func(Server) (T, error)) []Answer[T] {
 	answers := make([]Answer[T], len(servers))
@@ -126,9 +116,9 @@ func all[T any](servers []Server, ask func(Server) (T, error)) []Answer[T] {
 // Status asks every server of the cluster what it knows of itself, this one
 // included. It takes at most two seconds; who does not answer has an error.
 func (p *Peer) Status(ctx context.Context) ([]Answer[Status], error) {
-	_, r, err := p.others()
-	if err != nil {
-		return nil, err
+	r := p.running.Load()
+	if r == nil {
+		return nil, ErrNotRunning
 	}
 	return all(r.cluster.Servers(), func(s Server) (Status, error) {
 		if s.ID == p.cfg.ID {
@@ -162,37 +152,10 @@ func (p *Peer) statusOf(ctx context.Context, s Server) (Status, error) {
 	return found, nil
 }
 
-// Ask puts a question, JSON of flow.Query, to the hosts of all other servers, and
-// emits what they answer, JSON of flow.Answer, from one goroutine at a time. It
-// returns when all have said everything or ctx ends, with one Answer per server:
-// its Err, if any, says that the answers of its hosts may be missing. An error of
-// emit ends all.
-func (p *Peer) Ask(ctx context.Context, query []byte, emit func(from Server, answer []byte) error) ([]Answer[struct{}], error) {
-	servers, _, err := p.others()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var one sync.Mutex
-	answers := all(servers, func(s Server) (struct{}, error) {
-		return struct{}{}, p.askOne(ctx, s, query, func(answer []byte) error {
-			one.Lock()
-			defer one.Unlock()
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			if err := emit(s, answer); err != nil {
-				cancel(err)
-				return err
-			}
-			return nil
-		})
-	})
-	return answers, nil
-}
-
-func (p *Peer) askOne(ctx context.Context, s Server, query []byte, emit func([]byte) error) error {
+// Ask puts a question, JSON of flow.Query, to the hosts of one other server, and
+// emits what they answer, JSON of flow.Answer. It returns nil when all is said; its
+// own error, ctx's or emit's means that answers may be missing.
+func (p *Peer) Ask(ctx context.Context, s Server, query []byte, emit func([]byte) error) error {
 	l, err := p.link(ctx, Member{ID: s.ID, Address: s.Address})
 	if err != nil {
 		return err
@@ -215,24 +178,17 @@ func (p *Peer) askOne(ctx context.Context, s Server, query []byte, emit func([]b
 	}
 }
 
-// Fleet asks all other servers about the agents that are connected to them. Ctx
-// bounds it.
-func (p *Peer) Fleet(ctx context.Context, query []byte) ([]Answer[[]byte], error) {
-	servers, _, err := p.others()
+// Fleet asks one other server about the agents that are connected to it, in JSON.
+func (p *Peer) Fleet(ctx context.Context, s Server, query []byte) ([]byte, error) {
+	l, err := p.link(ctx, Member{ID: s.ID, Address: s.Address})
 	if err != nil {
 		return nil, err
 	}
-	return all(servers, func(s Server) ([]byte, error) {
-		l, err := p.link(ctx, Member{ID: s.ID, Address: s.Address})
-		if err != nil {
-			return nil, err
-		}
-		reply, err := l.client.Fleet(ctx, &meshpb.FleetRequest{Query: query})
-		if err != nil {
-			return nil, cause(ctx, err)
-		}
-		return reply.GetAnswer(), nil
-	}), nil
+	reply, err := l.client.Fleet(ctx, &meshpb.FleetRequest{Query: query})
+	if err != nil {
+		return nil, cause(ctx, err)
+	}
+	return reply.GetAnswer(), nil
 }
 
 // cause prefers the caller's own end over gRPC's description of it.
