@@ -63,8 +63,8 @@ func (b bar) bar() string {
 
 // bars are all figures that matter.
 func (r *report) bars() []bar {
-	rate := figure.Of(r.ratios(meshName, etcdName, perSecond))
-	slow := figure.Of(r.values(meshName, p99))
+	rate := figure.Of(r.ratios(meshName, etcdName, r.options.clients, perSecond))
+	slow := figure.Of(r.values(meshName, r.options.clients, p99))
 	out := []bar{
 		{
 			what: "acknowledged writes ÷ etcd's", format: "%.2f ×", value: rate.Median, known: rate.N > 0, limit: 1, least: true,

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/server/client"
@@ -92,11 +93,29 @@ func (m *meshStore) target(ctx context.Context) (drive.Target, error) {
 	return t, nil
 }
 
+// look reads the server's metrics, and then asks what only a server answers that
+// knows a leader: a linearizable read.
 func (m *meshStore) look(ctx context.Context, number int) (view, error) {
 	admin, err := m.admin(number)
 	if err != nil {
 		return view{}, err
 	}
+	text, err := admin.Metrics(ctx)
+	if err != nil {
+		return view{}, err
+	}
+	leading, err1 := gauge(text, "mesh_server_raft_leading")
+	term, err2 := gauge(text, "mesh_server_raft_term")
 	_, err = admin.Status(ctx)
-	return view{led: err == nil, leads: len(m.hosts) == 1}, err
+	return view{leads: leading == 1, term: uint64(term), led: err == nil}, errors.Join(err1, err2)
+}
+
+// gauge reads one figure without labels from the text format of Prometheus.
+func gauge(text []byte, name string) (float64, error) {
+	for line := range bytes.Lines(text) {
+		if rest, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
+			return strconv.ParseFloat(string(bytes.TrimSpace(rest)), 64)
+		}
+	}
+	return 0, fmt.Errorf("the metrics lack %s", name)
 }

@@ -38,6 +38,7 @@ type options struct {
 	rounds, clients int
 	keys, bytes     int
 	warmup, window  time.Duration
+	lightWindow     time.Duration
 	killRuns        int
 	stopRuns        int
 	busyFor         time.Duration
@@ -67,6 +68,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.IntVar(&o.bytes, "bytes", 500, "length of a value")
 	fs.DurationVar(&o.warmup, "warmup", time.Second, "before each measurement of writes")
 	fs.DurationVar(&o.window, "window", 4*time.Second, "length of one measurement of writes")
+	fs.DurationVar(&o.lightWindow, "light-window", 1500*time.Millisecond, "length of one measurement of writes with one client for each server")
 	fs.IntVar(&o.killRuns, "kills", 50, "how often the leader is killed")
 	fs.IntVar(&o.stopRuns, "stops", 10, "how often the leader is stopped (SIGSTOP)")
 	fs.DurationVar(&o.busyFor, "busy-for", 45*time.Second, "how long busy loops take the CPUs")
@@ -88,7 +90,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	}
 	if fs.NArg() > 0 || min(o.servers, o.rounds, o.clients, o.keys, o.killRuns, o.stopRuns, o.busyLoops, o.changes, o.fleet.Agents, o.fleet.Services, o.fleet.Upstreams) < 1 ||
 		o.fleet.Instances < o.fleet.Agents || o.bytes < minBytes || o.bytes > maxBytes ||
-		min(o.window, o.warmup, o.busyFor) <= 0 {
+		min(o.window, o.lightWindow, o.warmup, o.busyFor) <= 0 {
 		return o, fmt.Errorf("there are no arguments, counts and lengths are positive, and values have %d to %d bytes; see -help", minBytes, maxBytes)
 	}
 	return o, o.find()
@@ -124,6 +126,7 @@ func (o *options) hurry(fs *flag.FlagSet) {
 		}
 	}
 	set("rounds", func() { o.rounds = 3 })
+	set("light-window", func() { o.lightWindow = time.Second })
 	set("window", func() { o.window = 2 * time.Second })
 	set("kills", func() { o.killRuns = 8 })
 	set("stops", func() { o.stopRuns = 3 })

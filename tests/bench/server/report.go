@@ -38,8 +38,9 @@ type report struct {
 
 // writes is one measurement of writes.
 type writes struct {
-	Name  string `json:"name"`
-	Round int    `json:"round"`
+	Name    string `json:"name"`
+	Round   int    `json:"round"`
+	Clients int    `json:"clients"`
 	drive.Result
 }
 
@@ -154,10 +155,10 @@ func (r *report) sections() []section {
 }
 
 // values are one figure of a store's writes, by round.
-func (r *report) values(name string, of func(drive.Result) float64) []float64 {
+func (r *report) values(name string, clients int, of func(drive.Result) float64) []float64 {
 	var out []float64
 	for _, w := range r.Writes {
-		if w.Name == name {
+		if w.Name == name && w.Clients == clients {
 			out = append(out, of(w.Result))
 		}
 	}
@@ -165,11 +166,11 @@ func (r *report) values(name string, of func(drive.Result) float64) []float64 {
 }
 
 // ratios are those of two stores in the same round.
-func (r *report) ratios(a, b string, of func(drive.Result) float64) []float64 {
+func (r *report) ratios(a, b string, clients int, of func(drive.Result) float64) []float64 {
 	var x, y []float64
 	for _, w := range r.Writes {
 		for _, other := range r.Writes {
-			if w.Name == a && other.Name == b && w.Round == other.Round {
+			if w.Name == a && other.Name == b && w.Round == other.Round && w.Clients == clients && other.Clients == clients {
 				x, y = append(x, of(w.Result)), append(y, of(other.Result))
 			}
 		}
@@ -203,19 +204,21 @@ func (r *report) writesTable() section {
 	o := r.options
 	out := section{
 		title: "Writes",
-		intro: fmt.Sprintf("%d clients, one-key compare-and-set of %d B, %d rounds of %s, in turn. Median, and in brackets the interval that holds the true median (see below).",
-			o.clients, o.bytes, o.rounds, o.window),
-		columns: []string{"store", "acknowledged/s", "p50 ms", "p99 ms", "CPU µs/write, servers", "CPU µs/write, client", "failed"},
+		intro: fmt.Sprintf("One-key compare-and-set of %d B, %d rounds of %s (%d clients) and %s (one for each server), in turn. The median, and in brackets the interval that holds the true median (see below).",
+			o.bytes, o.rounds, o.window, o.clients, o.lightWindow),
+		columns: []string{"clients", "store", "acknowledged/s", "p50 ms", "p99 ms", "CPU µs/write, servers", "CPU µs/write, client", "failed"},
 	}
-	for _, name := range []string{meshName, etcdName, bareName} {
-		if len(r.values(name, perSecond)) == 0 {
-			continue
+	for _, clients := range []int{o.clients, o.servers} {
+		for _, name := range []string{meshName, etcdName, bareName} {
+			of := func(figure func(drive.Result) float64) []float64 { return r.values(name, clients, figure) }
+			if len(of(perSecond)) == 0 {
+				continue
+			}
+			out.rows = append(out.rows, []string{
+				fmt.Sprint(clients), title(name), estimate(of(perSecond), "%.0f"), estimate(of(p50), "%.1f"), estimate(of(p99), "%.1f"),
+				estimate(of(serverCPU), "%.0f"), estimate(of(clientCPU), "%.0f"), fmt.Sprintf("%.0f", sumOf(of(failures))),
+			})
 		}
-		out.rows = append(out.rows, []string{
-			title(name), estimate(r.values(name, perSecond), "%.0f"), estimate(r.values(name, p50), "%.1f"), estimate(r.values(name, p99), "%.1f"),
-			estimate(r.values(name, serverCPU), "%.0f"), estimate(r.values(name, clientCPU), "%.0f"),
-			fmt.Sprintf("%.0f", sumOf(r.values(name, failures))),
-		})
 	}
 	return out
 }

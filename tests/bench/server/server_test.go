@@ -26,19 +26,19 @@ func lines(r *server.Report) map[string][3]string {
 }
 
 func TestBars(t *testing.T) {
-	r := &server.Report{
-		Writes: []server.Writes{
-			// Ratios of neighbours: 2, 0.5 and 1.5, whatever the rates.
-			{Name: "meshd", Round: 0, Result: result(2000, 40*time.Millisecond)},
-			{Name: "etcd", Round: 0, Result: result(1000, 90*time.Millisecond)},
-			{Name: "etcd", Round: 1, Result: result(8000, 90*time.Millisecond)},
-			{Name: "meshd", Round: 1, Result: result(4000, 51*time.Millisecond)},
-			{Name: "meshd", Round: 2, Result: result(3000, 60*time.Millisecond)},
-			{Name: "etcd", Round: 2, Result: result(2000, 90*time.Millisecond)},
-			{Name: "meshd", Round: 3, Result: result(9000, 50*time.Millisecond)}, // etcd's failed
-		},
-		Busy: []server.Overload{{Name: "raft", Elections: 3}, {Name: "meshd", Elections: 1}},
+	r := server.Of(16)
+	r.Writes = []server.Writes{
+		// Ratios of neighbours: 2, 0.5 and 1.5, whatever the rates.
+		{Name: "meshd", Round: 0, Clients: 16, Result: result(2000, 40*time.Millisecond)},
+		{Name: "etcd", Round: 0, Clients: 16, Result: result(1000, 90*time.Millisecond)},
+		{Name: "etcd", Round: 1, Clients: 16, Result: result(8000, 90*time.Millisecond)},
+		{Name: "meshd", Round: 1, Clients: 16, Result: result(4000, 51*time.Millisecond)},
+		{Name: "meshd", Round: 2, Clients: 16, Result: result(3000, 60*time.Millisecond)},
+		{Name: "etcd", Round: 2, Clients: 16, Result: result(2000, 90*time.Millisecond)},
+		{Name: "meshd", Round: 3, Clients: 16, Result: result(9000, 50*time.Millisecond)}, // etcd's failed
+		{Name: "etcd", Round: 0, Clients: 3, Result: result(1, time.Millisecond)},
 	}
+	r.Busy = []server.Overload{{Name: "raft", Elections: 3}, {Name: "meshd", Elections: 1}}
 	for i := range 10 {
 		r.Kills = append(r.Kills,
 			server.Recovery{Name: "meshd", Run: i, Took: time.Duration(1000+10*i) * time.Millisecond},
@@ -69,10 +69,11 @@ func TestNothingMeasured(t *testing.T) {
 }
 
 func TestPage(t *testing.T) {
-	r := &server.Report{Writes: []server.Writes{{Name: "meshd", Result: result(2000, 40*time.Millisecond)}}}
+	r := server.Of(16)
+	r.Writes = []server.Writes{{Name: "meshd", Clients: 16, Result: result(2000, 40*time.Millisecond)}}
 	page := r.Page()
 	for _, want := range []string{
-		"| meshd | 1000 (1000 to 1000) | 10.0 (10.0 to 10.0) | 40.0 (40.0 to 40.0) | 500 (500 to 500) |",
+		"| 16 | meshd | 1000 (1000 to 1000) | 10.0 (10.0 to 10.0) | 40.0 (40.0 to 40.0) | 500 (500 to 500) |",
 		"| p99 of writes | 40 ms (40 to 40) | ≤ 50 ms | met |",
 		"| leader stopped: slowest | – | ≤ 2000 ms | not measured |",
 		"make bench-server",
@@ -90,6 +91,16 @@ func TestParse(t *testing.T) {
 	} {
 		if _, err := server.Parse(args, &out); err == nil {
 			t.Errorf("%v is accepted", args)
+		}
+	}
+}
+
+func TestGauge(t *testing.T) {
+	text := []byte("# HELP up x\nraft_term_total 9\nraft_term 17\nraft_big 1.5e+06\nraft_bad x\n")
+	for name, want := range map[string]float64{"raft_term": 17, "raft_big": 1.5e6, "raft_bad": -1, "none": -1} {
+		got, err := server.Gauge(text, name)
+		if (err != nil) != (want < 0) || err == nil && got != want {
+			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }

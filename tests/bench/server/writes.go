@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/meshd/meshd/tests/bench/server/drive"
 )
@@ -17,7 +18,7 @@ import (
 var errNoLeader = errors.New("no member leads")
 
 // measure runs one job of writes in a process of its own.
-func (o options) measure(ctx context.Context, c *cluster) (out drive.Result, err error) {
+func (o options) measure(ctx context.Context, c *cluster, clients int, warmup, window time.Duration) (out drive.Result, err error) {
 	if err := c.alive(); err != nil {
 		return out, err
 	}
@@ -25,8 +26,8 @@ func (o options) measure(ctx context.Context, c *cluster) (out drive.Result, err
 		return out, err
 	}
 	job := drive.Job{
-		Target: c.to, Clients: o.clients, Keys: o.keys, Bytes: o.bytes, Prefix: c.prefix(),
-		Warmup: o.warmup, Window: o.window, Processes: c.pids(),
+		Target: c.to, Clients: clients, Keys: o.keys, Bytes: o.bytes, Prefix: c.prefix(),
+		Warmup: warmup, Window: window, Processes: c.pids(),
 	}
 	input, err := json.Marshal(job)
 	if err != nil {
@@ -42,21 +43,27 @@ func (o options) measure(ctx context.Context, c *cluster) (out drive.Result, err
 	return out, json.Unmarshal(stdout.Bytes(), &out)
 }
 
-// writes measures the stores in turn. Each round begins with another one.
+// writes measures the stores in turn, with all clients and with one for each
+// server. Each round begins with another store.
 func (o options) writes(ctx context.Context, r *report, clusters []*cluster) error {
 	for round := range o.rounds {
-		for i := range clusters {
-			c := clusters[(i+round)%len(clusters)]
-			out, err := o.measure(ctx, c)
-			switch {
-			case ctx.Err() != nil:
-				return ctx.Err()
-			case err != nil: // the others go on
-				r.fail(fmt.Sprintf("writes to %s, round %d: %v", c.name, round+1, err))
-			default:
-				r.Writes = append(r.Writes, writes{Name: c.name, Round: round, Result: out})
-				fmt.Fprintf(os.Stderr, "bench-server: round %d of %d: %s: %.0f/s, p50 %.1f ms, p99 %.1f ms, CPU per write: servers %.0f µs, client %.0f µs, failed %d\n",
-					round+1, o.rounds, c.name, out.PerSecond(), p50(out), p99(out), serverCPU(out), clientCPU(out), out.Failed)
+		for clients, windows := range map[int][2]time.Duration{
+			o.clients: {o.warmup, o.window},
+			o.servers: {o.lightWindow / 4, o.lightWindow},
+		} {
+			for i := range clusters {
+				c := clusters[(i+round)%len(clusters)]
+				out, err := o.measure(ctx, c, clients, windows[0], windows[1])
+				switch {
+				case ctx.Err() != nil:
+					return ctx.Err()
+				case err != nil: // the others go on
+					r.fail(fmt.Sprintf("writes of %d clients to %s, round %d: %v", clients, c.name, round+1, err))
+				default:
+					r.Writes = append(r.Writes, writes{Name: c.name, Round: round, Clients: clients, Result: out})
+					fmt.Fprintf(os.Stderr, "bench-server: round %d of %d: %s, %d clients: %.0f/s, p50 %.1f ms, p99 %.1f ms, CPU per write: servers %.0f µs, client %.0f µs, failed %d\n",
+						round+1, o.rounds, c.name, clients, out.PerSecond(), p50(out), p99(out), serverCPU(out), clientCPU(out), out.Failed)
+				}
 			}
 		}
 	}
