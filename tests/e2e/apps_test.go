@@ -32,13 +32,13 @@ http {
 
 // nginx runs a real nginx on the host, which tells what it was asked.
 func (h *host) nginx(port int, instance string) {
-	h.t.Helper()
+	h.T.Helper()
 	path, err := exec.LookPath("nginx")
 	if err != nil {
 		path = "/usr/sbin/nginx"
 	}
-	conf := h.write(fmt.Sprintf(nginxConfig, h.dir, "127.0.0.1", port, instance), 0o644, fmt.Sprintf("nginx-%d.conf", port))
-	h.keep(port, h.start(fmt.Sprintf("nginx-%d", port), path, "-c", conf, "-p", h.dir, "-e", h.path("nginx.error.log")))
+	conf := h.Write(fmt.Sprintf(nginxConfig, h.Dir, "127.0.0.1", port, instance), 0o644, fmt.Sprintf("nginx-%d.conf", port))
+	h.keep(port, h.Start(fmt.Sprintf("nginx-%d", port), path, "-c", conf, "-p", h.Dir, "-e", h.Path("nginx.error.log")))
 	h.answers(5*time.Second, "200", fmt.Sprintf("http://127.0.0.1:%d/", port))
 }
 
@@ -52,10 +52,10 @@ func (h *host) keep(port int, p *process) {
 
 // server returns the process that serves a port.
 func (h *host) server(port int) *process {
-	h.t.Helper()
+	h.T.Helper()
 	p := h.servers[port]
 	if p == nil {
-		h.t.Fatalf("nothing serves port %d of %s", port, h.name)
+		h.T.Fatalf("nothing serves port %d of %s", port, h.Name)
 	}
 	return p
 }
@@ -64,8 +64,8 @@ func (h *host) server(port int) *process {
 // them as one text of what is readable in them.
 func (n *network) capture(t *testing.T, h *host) (stop func() string) {
 	t.Helper()
-	file := h.path("bridge.pcap")
-	cmd := exec.Command("ip", "netns", "exec", n.bridge, "tcpdump", "-i", "br0", "-U", "-s", "0", "-w", file, "--immediate-mode", "tcp")
+	file := h.Path("bridge.pcap")
+	cmd := exec.Command("ip", "netns", "exec", n.Bridge, "tcpdump", "-i", "br0", "-U", "-s", "0", "-w", file, "--immediate-mode", "tcp")
 	var said strings.Builder
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {

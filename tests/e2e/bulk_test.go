@@ -28,7 +28,7 @@ const maxGrowth = 16 << 10
 // of what it was before.
 func (m *real) grows(t *testing.T, what string, f func()) {
 	t.Helper()
-	pids := map[string]int{"caller's proxy": m.web.proxy.cmd.Process.Pid, "callee's proxy": m.far.proxy.cmd.Process.Pid}
+	pids := map[string]int{"caller's proxy": m.web.proxy.PID(), "callee's proxy": m.far.proxy.PID()}
 	before, most := map[string]int{}, map[string]int{}
 	for name, pid := range pids {
 		before[name] = private(t, pid)
@@ -65,9 +65,9 @@ func (m *real) grows(t *testing.T, what string, f func()) {
 func TestGigabytes(t *testing.T) {
 	t.Parallel()
 	m := newReal(t, offer{name: "sink", protocol: "http", port: 8301, local: 9301}, offer{name: "bulk", protocol: "tcp", port: 8302, local: 9302})
-	srv := sink(m.far.listen("127.0.0.1:8301"))
+	srv := sink(m.far.Listen("127.0.0.1:8301"))
 	t.Cleanup(func() { _ = srv.Close() })
-	l := m.far.listen("127.0.0.1:8302")
+	l := m.far.Listen("127.0.0.1:8302")
 	m.web.answers(10*time.Second, "200", atSink+"/")
 	sum, c := sumOf(t, gib), m.web.client(&http.Transport{})
 
@@ -139,24 +139,24 @@ func TestManyConnections(t *testing.T) {
 	descriptors(t, 2*most+2000)
 	const limits = "    limits {\n      connections = 10000\n      requests    = 10000\n    }\n"
 	m := newReal(t, offer{name: "sink", protocol: "http", port: 8301, local: 9301, limits: limits}, offer{name: "line", protocol: "tcp", port: 8302, local: 9302, limits: limits})
-	srv := sink(m.far.listen("127.0.0.1:8301"))
+	srv := sink(m.far.Listen("127.0.0.1:8301"))
 	t.Cleanup(func() { _ = srv.Close() })
-	serveLines(m.far.listen("127.0.0.1:8302"))
+	serveLines(m.far.Listen("127.0.0.1:8302"))
 	m.web.answers(10*time.Second, "200", atSink+"/")
 	for _, c := range []struct{ name, addr, request, answer string }{
 		{"HTTP", "127.0.0.1:9301", "GET /32 HTTP/1.1\r\nHost: sink\r\n\r\n", "HTTP/1.1 200 OK\r\n"},
 		{"TCP", "127.0.0.1:9302", "a line of 32 bytes and no more.\n", "a line of 32 bytes and no more.\n"},
 	} {
-		before := [2]int{private(t, m.web.proxy.cmd.Process.Pid), private(t, m.far.proxy.cmd.Process.Pid)}
+		before := [2]int{private(t, m.web.proxy.PID()), private(t, m.far.proxy.PID())}
 		begun := time.Now()
 		all := make([]net.Conn, most)
 		asked := m.everyone(t, all, c.addr, c.request, c.answer)
 		t.Logf("%s: %d connections are open and have answered after %s", c.name, len(all), time.Since(begun).Round(time.Millisecond))
 		for i, p := range []*process{m.web.proxy, m.far.proxy} {
-			now := private(t, p.cmd.Process.Pid)
-			t.Logf("%s: %s has %d KiB, %.1f KiB per connection, right after its answer", c.name, p.name, now, float64(now-before[i])/most)
+			now := private(t, p.PID())
+			t.Logf("%s: %s has %d KiB, %.1f KiB per connection, right after its answer", c.name, p.Name, now, float64(now-before[i])/most)
 			if now > before[i]+most*80 {
-				t.Errorf("%s: %s needs more than 80 KiB per connection", c.name, p.name)
+				t.Errorf("%s: %s needs more than 80 KiB per connection", c.name, p.Name)
 			}
 		}
 		asked += m.everyone(t, all, c.addr, c.request, c.answer)
@@ -280,9 +280,9 @@ func whole(got []byte, begins string) bool {
 func TestSlowPeers(t *testing.T) {
 	t.Parallel()
 	m := newReal(t, offer{name: "sink", protocol: "http", port: 8301, local: 9301}, offer{name: "line", protocol: "tcp", port: 8302, local: 9302})
-	srv := sink(m.far.listen("127.0.0.1:8301"))
+	srv := sink(m.far.Listen("127.0.0.1:8301"))
 	t.Cleanup(func() { _ = srv.Close() })
-	serveLines(m.far.listen("127.0.0.1:8302"))
+	serveLines(m.far.Listen("127.0.0.1:8302"))
 	m.web.answers(10*time.Second, "200", atSink+"/")
 	load := m.web.stream(atSink+"/fast", 100)
 	load.more(t, 100)
@@ -360,9 +360,9 @@ func percentile(replies []reply, p int) time.Duration {
 func TestBurst(t *testing.T) {
 	t.Parallel()
 	m := newReal(t, offer{name: "sink", protocol: "http", port: 8301, local: 9301}, offer{name: "line", protocol: "tcp", port: 8302, local: 9302})
-	srv := sink(m.far.listen("127.0.0.1:8301"))
+	srv := sink(m.far.Listen("127.0.0.1:8301"))
 	t.Cleanup(func() { _ = srv.Close() })
-	serveLines(m.far.listen("127.0.0.1:8302"))
+	serveLines(m.far.Listen("127.0.0.1:8302"))
 	for _, c := range []struct{ name, addr, request, answer string }{
 		{"TCP", "127.0.0.1:9302", "a line\n", "a line\n"}, {"HTTP", "127.0.0.1:9301", "GET /32 HTTP/1.1\r\nHost: sink\r\n\r\n", "HTTP/1.1 200 OK\r\n"},
 	} {

@@ -34,11 +34,11 @@ func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{t: t, net: newNetwork(t)}
 	c.server = c.net.host(t, "srv")
-	if r := c.server.run("meshctl", "operator", "keygen", c.server.path("cluster.key")); r.code != 0 {
-		t.Fatalf("keygen: %s", r.stderr)
+	if r := c.server.Run("meshctl", "operator", "keygen", c.server.Path("cluster.key")); r.Code != 0 {
+		t.Fatalf("keygen: %s", r.Stderr)
 	}
-	c.server.write(adminToken+"\n", 0o600, "bootstrap.token")
-	c.config = c.server.write(fmt.Sprintf(serverConfig, c.server.dir, c.server.addr), 0o600, "server.hcl")
+	c.server.Write(adminToken+"\n", 0o600, "bootstrap.token")
+	c.config = c.server.Write(fmt.Sprintf(serverConfig, c.server.Dir, c.server.Address), 0o600, "server.hcl")
 	c.startServer()
 	return c
 }
@@ -46,23 +46,23 @@ func newCluster(t *testing.T) *cluster {
 // startServer starts the server and waits until it answers.
 func (c *cluster) startServer() {
 	c.t.Helper()
-	c.daemon = c.server.start("server", "meshd", "server", "--config", c.config)
+	c.daemon = c.server.Start("server", "meshd", "server", "--config", c.config)
 	eventually(c.t, 15*time.Second, "the server answers", func() string {
-		if r := c.server.run("meshctl", "--addr", c.admin(), "get", "nodes"); r.code != 0 {
-			return r.stderr + tail(c.daemon.log, 5)
+		if r := c.server.Run("meshctl", "--addr", c.admin(), "get", "nodes"); r.Code != 0 {
+			return r.Stderr + tail(c.daemon.Log, 5)
 		}
 		return ""
 	})
 }
 
-func (c *cluster) admin() string { return "unix://" + c.server.path("server.sock") }
+func (c *cluster) admin() string { return "unix://" + c.server.Path("server.sock") }
 
 // meshctl runs a command on the server and demands an exit code.
 func (c *cluster) meshctl(code int, args ...string) result {
 	c.t.Helper()
-	r := c.server.run("meshctl", append([]string{"--addr", c.admin()}, args...)...)
-	if r.code != code {
-		c.t.Fatalf("meshctl %s: exit %d, want %d\n%s%s", strings.Join(args, " "), r.code, code, r.stdout, r.stderr)
+	r := c.server.Run("meshctl", append([]string{"--addr", c.admin()}, args...)...)
+	if r.Code != code {
+		c.t.Fatalf("meshctl %s: exit %d, want %d\n%s%s", strings.Join(args, " "), r.Code, code, r.Stdout, r.Stderr)
 	}
 	return r
 }
@@ -97,7 +97,7 @@ metrics {
 func (c *cluster) join(name, services string) *member {
 	c.t.Helper()
 	m := c.prepare(name)
-	m.write(c.token(name, services), 0o600, "join.token")
+	m.Write(c.token(name, services), 0o600, "join.token")
 	m.startAgent()
 	m.startProxy()
 	return m
@@ -110,44 +110,44 @@ func (c *cluster) token(node, services string) string {
 	if services != "" {
 		args = append(args, "--services", services)
 	}
-	return c.meshctl(0, args...).stdout
+	return c.meshctl(0, args...).Stdout
 }
 
 // prepare makes a host that is ready to join.
 func (c *cluster) prepare(name string) *member {
 	c.t.Helper()
 	m := &member{host: c.net.host(c.t, name), cluster: c}
-	if err := os.MkdirAll(m.path("services.d"), 0o755); err != nil {
+	if err := os.MkdirAll(m.Path("services.d"), 0o755); err != nil {
 		c.t.Fatal(err)
 	}
-	m.agentConfig = m.write(fmt.Sprintf(agentConfig, m.dir, c.server.addr, name, m.addr), 0o600, "agent.hcl")
+	m.agentConfig = m.Write(fmt.Sprintf(agentConfig, m.Dir, c.server.Address, name, m.Address), 0o600, "agent.hcl")
 	return m
 }
 
 func (m *member) startAgent() {
-	m.t.Helper()
-	m.agent = m.start("agent", "meshd", "agent", "--config", m.agentConfig)
+	m.T.Helper()
+	m.agent = m.Start("agent", "meshd", "agent", "--config", m.agentConfig)
 }
 
 func (m *member) startProxy() {
-	m.t.Helper()
-	m.proxy = m.start("proxy", "mesh-proxy", "--feed", m.path("proxy.sock"), "--state", m.path("proxy"))
+	m.T.Helper()
+	m.proxy = m.Start("proxy", "mesh-proxy", "--feed", m.Path("proxy.sock"), "--state", m.Path("proxy"))
 }
 
 // define writes a file of services.d.
-func (m *member) define(file, content string) { m.write(content, 0o644, "services.d", file) }
+func (m *member) define(file, content string) { m.Write(content, 0o644, "services.d", file) }
 
 // curl sends a request from the host and returns status, headers and body.
 func (h *host) curl(args ...string) (status string, headers map[string]string, body string) {
-	h.t.Helper()
-	head := h.path("curl.head")
-	r := h.run("curl", append([]string{"--silent", "--show-error", "--max-time", "10", "--path-as-is", "-D", head}, args...)...)
-	if r.code != 0 {
-		return fmt.Sprintf("curl exit %d: %s", r.code, strings.TrimSpace(r.stderr)), nil, ""
+	h.T.Helper()
+	head := h.Path("curl.head")
+	r := h.Run("curl", append([]string{"--silent", "--show-error", "--max-time", "10", "--path-as-is", "-D", head}, args...)...)
+	if r.Code != 0 {
+		return fmt.Sprintf("curl exit %d: %s", r.Code, strings.TrimSpace(r.Stderr)), nil, ""
 	}
 	data, err := os.ReadFile(head)
 	if err != nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	lines := strings.Split(strings.ReplaceAll(string(data), "\r", ""), "\n")
 	headers = map[string]string{}
@@ -158,13 +158,13 @@ func (h *host) curl(args ...string) (status string, headers map[string]string, b
 			headers[strings.ToLower(k)] = v
 		}
 	}
-	return status, headers, r.stdout
+	return status, headers, r.Stdout
 }
 
 // answers waits until a URL gives a status from the host.
 func (h *host) answers(limit time.Duration, want string, args ...string) time.Duration {
-	h.t.Helper()
-	return eventually(h.t, limit, fmt.Sprintf("curl %v gives %s", args, want), func() string {
+	h.T.Helper()
+	return eventually(h.T, limit, fmt.Sprintf("curl %v gives %s", args, want), func() string {
 		if status, headers, _ := h.curl(args...); status != want {
 			return fmt.Sprintf("%s (mesh-error %q)", status, headers["mesh-error"])
 		}

@@ -62,15 +62,15 @@ func newPair(t *testing.T) *pair {
 		m := p.join(name, "api,plain,slow,echo")
 		m.nginx(8080, name)
 		m.nginx(8081, name)
-		serveEcho(m.listen("127.0.0.1:8070"))
+		serveEcho(m.Listen("127.0.0.1:8070"))
 		m.define("api.hcl", pairDefinition)
 		p.apis[i] = m
 	}
 	eventually(t, 20*time.Second, "both instances of all services are there", func() string {
 		r := p.meshctl(0, "services", "-o", "csv")
 		for _, name := range []string{"api,default:http", "plain,default:http", "slow,default:http", "echo,default:tcp"} {
-			if !strings.Contains(r.stdout, "\n"+name+",2,2,0\n") {
-				return r.stdout
+			if !strings.Contains(r.Stdout, "\n"+name+",2,2,0\n") {
+				return r.Stdout
 			}
 		}
 		return ""
@@ -140,7 +140,7 @@ func (h *host) stream(url string, perSecond int) *stream {
 		workers.Wait()
 		clients[0].CloseIdleConnections()
 	}()
-	h.t.Cleanup(func() {
+	h.T.Cleanup(func() {
 		stop()
 		<-s.done
 	})
@@ -234,11 +234,11 @@ func lost(t *testing.T, what string, replies []reply) {
 
 // planned waits until the proxy of the host has a newer plan than at a time.
 func (m *member) planned(after time.Time) time.Time {
-	m.t.Helper()
+	m.T.Helper()
 	var applied time.Time
-	eventually(m.t, 5*time.Second, m.name+" has a new plan", func() string {
+	eventually(m.T, 5*time.Second, m.Name+" has a new plan", func() string {
 		_, _, text := m.curl("http://127.0.0.1:7491/metrics")
-		seconds := value(m.t, text, "mesh_plan_applied_timestamp_seconds")
+		seconds := value(m.T, text, "mesh_plan_applied_timestamp_seconds")
 		applied = time.UnixMicro(int64(seconds * 1e6))
 		if !applied.After(after) {
 			return "the last one is of " + applied.Format("15:04:05.000")
@@ -272,7 +272,7 @@ func TestApplicationDies(t *testing.T) {
 		}
 		victim := p.apis[1].server(service.port)
 		killed := time.Now()
-		victim.kill(syscall.SIGKILL)
+		victim.Kill(syscall.SIGKILL)
 		known := p.web.planned(killed)
 		if took := known.Sub(killed); took > time.Second {
 			t.Errorf("%s: the caller's plan changed %s after the death", service.name, took)
@@ -330,8 +330,8 @@ func TestDeathMeetsRequests(t *testing.T) {
 	p := newPair(t)
 	logs := [2]string{}
 	for i, m := range p.apis {
-		m.serve(8082, python, "-c", slowServer, "8082", m.name)
-		logs[i] = m.server(8082).log
+		m.serve(8082, python, "-c", slowServer, "8082", m.Name)
+		logs[i] = m.server(8082).Log
 	}
 	dial := p.web.dialer()
 	c := &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
@@ -368,7 +368,7 @@ func TestDeathMeetsRequests(t *testing.T) {
 		return ""
 	})
 	killed := time.Now()
-	p.apis[1].server(8082).kill(syscall.SIGKILL)
+	p.apis[1].server(8082).Kill(syscall.SIGKILL)
 	asking.Wait()
 	if took := time.Since(killed); took > 8*time.Second {
 		t.Errorf("the last answer came %s after the death", took)

@@ -67,7 +67,7 @@ func expressions(t *testing.T) []string {
 
 // prometheus asks a host's Prometheus and returns the data of its answer.
 func (h *host) prometheus(path, query string, into any) string {
-	h.t.Helper()
+	h.T.Helper()
 	status, _, body := h.curl("-G", "http://127.0.0.1:9090/api/v1/"+path, "--data-urlencode", "query="+query)
 	var answer struct {
 		Status string          `json:"status"`
@@ -103,31 +103,31 @@ func TestPrometheus(t *testing.T) {
 	stream := s.web.connect("127.0.0.1:9192")
 	exchange(t, stream, "hello")
 	s.meshctl(0, "intention", "deny", "web", "echo", "--replace", "--wait") // cuts it
-	stranger := s.web.connect(s.api.addr + ":7443")
+	stranger := s.web.connect(s.api.Address + ":7443")
 	if _, err := io.WriteString(stranger, "GET / HTTP/1.1\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 
 	// Another host gets nothing without a certificate of the mesh.
-	if status, _, body := s.web.curl("-k", "https://"+s.api.addr+":7490/metrics"); status == "200" {
+	if status, _, body := s.web.curl("-k", "https://"+s.api.Address+":7490/metrics"); status == "200" {
 		t.Errorf("metrics were given to a stranger: %.200s", body)
 	}
-	if status, _, _ := s.web.curl("http://" + s.api.addr + ":7491/metrics"); status == "200" {
+	if status, _, _ := s.web.curl("http://" + s.api.Address + ":7491/metrics"); status == "200" {
 		t.Error("mesh-proxy's own metrics can be had from another host")
 	}
 
 	w := s.web.host
-	w.write(adminToken, 0o600, "mesh.token")
-	w.write(s.meshctl(0, "ca", "roots").stdout, 0o644, "mesh-roots.pem")
-	rules := w.write(shipped(t, "alerts.yml"), 0o644, "alerts.yml")
-	config := w.write(shipped(t, "prometheus.yml", "mesh.example.com:7400", s.server.addr+":7400", "/etc/prometheus/", w.dir+"/",
+	w.Write(adminToken, 0o600, "mesh.token")
+	w.Write(s.meshctl(0, "ca", "roots").Stdout, 0o644, "mesh-roots.pem")
+	rules := w.Write(shipped(t, "alerts.yml"), 0o644, "alerts.yml")
+	config := w.Write(shipped(t, "prometheus.yml", "mesh.example.com:7400", s.server.Address+":7400", "/etc/prometheus/", w.Dir+"/",
 		"scrape_interval: 15s", "scrape_interval: 1s", "evaluation_interval: 15s", "evaluation_interval: 1s", "refresh_interval: 30s", "refresh_interval: 1s"), 0o644, "prometheus.yml")
 	for _, args := range [][]string{{"check", "config", config}, {"check", "rules", rules}} {
-		if r := w.run("promtool", args...); r.code != 0 {
-			t.Fatalf("promtool %v: %s%s", args, r.stdout, r.stderr)
+		if r := w.Run("promtool", args...); r.Code != 0 {
+			t.Fatalf("promtool %v: %s%s", args, r.Stdout, r.Stderr)
 		}
 	}
-	w.start("prometheus", "prometheus", "--config.file", config, "--storage.tsdb.path", w.path("tsdb"), "--web.listen-address", "127.0.0.1:9090")
+	w.Start("prometheus", "prometheus", "--config.file", config, "--storage.tsdb.path", w.Path("tsdb"), "--web.listen-address", "127.0.0.1:9090")
 	eventually(t, 30*time.Second, "both hosts are scraped", func() string {
 		var up vector
 		if problem := w.prometheus("query", `up{job="mesh"} == 1`, &up); problem != "" {
@@ -169,8 +169,8 @@ func TestPrometheus(t *testing.T) {
 			t.Errorf("the dashboard asks %s", problem)
 		}
 	}
-	if r := w.run("sh", "-c", "curl -s http://127.0.0.1:7490/metrics | promtool check metrics"); strings.Contains(r.stderr, "parse error") || strings.Contains(r.stderr, "error while linting") {
-		t.Errorf("the metrics of vm-a: %s", r.stderr)
+	if r := w.Run("sh", "-c", "curl -s http://127.0.0.1:7490/metrics | promtool check metrics"); strings.Contains(r.Stderr, "parse error") || strings.Contains(r.Stderr, "error while linting") {
+		t.Errorf("the metrics of vm-a: %s", r.Stderr)
 	}
 	s.alerts(w)
 }
@@ -179,7 +179,7 @@ func TestPrometheus(t *testing.T) {
 // that is gone raises the alarm of its host alone.
 func (s *spine) alerts(w *host) {
 	s.t.Helper()
-	s.api.proxy.kill(9)
+	s.api.proxy.Kill(9)
 	eventually(s.t, 20*time.Second, "the rule of a proxy that is down finds vm-b", func() string {
 		var groups struct {
 			Groups []struct {

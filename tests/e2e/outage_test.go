@@ -29,11 +29,11 @@ type load struct {
 func (h *host) startLoad(url string, n int, over time.Duration) *load {
 	l := &load{done: make(chan struct{})}
 	ctx, stop := context.WithCancel(context.Background())
-	h.t.Cleanup(func() {
+	h.T.Cleanup(func() {
 		stop()
 		<-l.done
 	})
-	dial := func(context.Context, string, string) (net.Conn, error) { return h.dial("127.0.0.1:9191") }
+	dial := func(context.Context, string, string) (net.Conn, error) { return h.Dial("127.0.0.1:9191") }
 	keep := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 16}}
 	fresh := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	jobs := make(chan int)
@@ -132,15 +132,15 @@ func TestAgentDies(t *testing.T) {
 	s.allowed()
 	l := s.web.startLoad(hello, 10_000, 60*time.Second)
 	l.await(t, 500)
-	s.api.agent.kill(syscall.SIGKILL)
+	s.api.agent.Kill(syscall.SIGKILL)
 	eventually(t, 20*time.Second, "vm-b is stale", func() string {
-		if r := s.meshctl(0, "get", "node", "vm-b"); !strings.Contains(r.stdout, "stale") {
-			return r.stdout
+		if r := s.meshctl(0, "get", "node", "vm-b"); !strings.Contains(r.Stdout, "stale") {
+			return r.Stdout
 		}
 		return ""
 	})
-	if r := s.meshctl(3, "check"); !strings.Contains(r.stdout, "out of touch") {
-		t.Errorf("check: %s", r.stdout)
+	if r := s.meshctl(3, "check"); !strings.Contains(r.Stdout, "out of touch") {
+		t.Errorf("check: %s", r.Stdout)
 	}
 	l.none(t, "agent killed")
 }
@@ -154,16 +154,16 @@ func TestAgentRestarts(t *testing.T) {
 	l := s.web.startLoad(hello, 3_000, 15*time.Second)
 	for _, m := range []*member{s.api, s.web} {
 		l.await(t, 300)
-		m.agent.stop(t, 5*time.Second)
+		m.agent.Stop(t, 5*time.Second)
 		l.await(t, 100)
 		m.startAgent()
 		l.await(t, 300)
-		m.agent.kill(syscall.SIGKILL)
+		m.agent.Kill(syscall.SIGKILL)
 		m.startAgent()
 	}
 	eventually(t, 10*time.Second, "both nodes are connected again", func() string {
-		if r := s.meshctl(0, "get", "nodes"); strings.Count(r.stdout, "connected") != 2 {
-			return r.stdout
+		if r := s.meshctl(0, "get", "nodes"); strings.Count(r.Stdout, "connected") != 2 {
+			return r.Stdout
 		}
 		return ""
 	})
@@ -175,8 +175,8 @@ func TestAgentRestarts(t *testing.T) {
 
 // checkLocal runs meshctl check on the host, without a server.
 func (m *member) checkLocal() result {
-	m.t.Helper()
-	return m.run("meshctl", "check", "--local", "--agent-socket", m.path("agent.sock"))
+	m.T.Helper()
+	return m.Run("meshctl", "check", "--local", "--agent-socket", m.Path("agent.sock"))
 }
 
 // TestServersDie: with no server alive everything goes on, new connections
@@ -187,31 +187,31 @@ func TestServersDie(t *testing.T) {
 	s.allowed()
 	l := s.web.startLoad(hello, 3_000, 20*time.Second)
 	l.await(t, 200)
-	s.daemon.kill(syscall.SIGKILL)
+	s.daemon.Kill(syscall.SIGKILL)
 	l.await(t, 500)
 	eventually(t, 5*time.Second, "the agent says that it serves from disk", func() string {
 		r := s.web.checkLocal()
-		if r.code == 3 && strings.Contains(r.stdout, "✗ no server for") && strings.Contains(r.stdout, "serving from disk, the first certificate ends in 2") {
+		if r.Code == 3 && strings.Contains(r.Stdout, "✗ no server for") && strings.Contains(r.Stdout, "serving from disk, the first certificate ends in 2") {
 			return ""
 		}
-		return fmt.Sprintf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+		return fmt.Sprintf("exit %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	})
-	s.web.agent.kill(syscall.SIGKILL)
-	s.api.agent.kill(syscall.SIGKILL)
+	s.web.agent.Kill(syscall.SIGKILL)
+	s.api.agent.Kill(syscall.SIGKILL)
 	l.await(t, 100)
 	s.web.startAgent()
 	s.api.startAgent()
 	l.none(t, "servers killed, agents restarted")
 
 	for _, m := range []*member{s.api, s.web} {
-		m.proxy.kill(syscall.SIGKILL)
+		m.proxy.Kill(syscall.SIGKILL)
 		m.startProxy()
 	}
 	took := s.web.answers(10*time.Second, "200", hello)
 	t.Logf("both proxies restarted without servers: served again after %s", took.Round(time.Millisecond))
 	// A proxy comes back even when its agent does not.
-	s.api.agent.kill(syscall.SIGKILL)
-	s.api.proxy.kill(syscall.SIGKILL)
+	s.api.agent.Kill(syscall.SIGKILL)
+	s.api.proxy.Kill(syscall.SIGKILL)
 	s.api.startProxy()
 	took = s.web.answers(10*time.Second, "200", hello)
 	t.Logf("a proxy alone, from its own disk: served again after %s", took.Round(time.Millisecond))
@@ -229,7 +229,7 @@ func TestRestoreOlderSnapshot(t *testing.T) {
 	var agents []*member
 	for i := range 18 {
 		m := s.prepare(fmt.Sprintf("vm-%d", i))
-		m.write(s.token(m.name, "web"), 0o600, "join.token")
+		m.Write(s.token(m.Name, "web"), 0o600, "join.token")
 		m.define("web.hcl", webDefinition)
 		m.startAgent()
 		m.startProxy()
@@ -239,7 +239,7 @@ func TestRestoreOlderSnapshot(t *testing.T) {
 	for _, m := range agents {
 		m.answers(30*time.Second, "403", hello)
 	}
-	snapshot := filepath.Join(s.server.dir, "snapshot")
+	snapshot := filepath.Join(s.server.Dir, "snapshot")
 	s.meshctl(0, "snapshot", "save", snapshot)
 	if info, err := os.Stat(snapshot); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("snapshot file: %v, %v", info, err)
@@ -266,7 +266,7 @@ func TestRestoreOlderSnapshot(t *testing.T) {
 	last := time.Duration(0)
 	for i, took := range times {
 		if took == 0 {
-			t.Errorf("%s does not follow", agents[i].name)
+			t.Errorf("%s does not follow", agents[i].Name)
 		}
 		last = max(last, took)
 	}
@@ -281,7 +281,7 @@ func TestRestoreOlderSnapshot(t *testing.T) {
 func (m *member) opens(start time.Time) time.Duration {
 	c := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext:       func(context.Context, string, string) (net.Conn, error) { return m.dial("127.0.0.1:9191") },
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return m.Dial("127.0.0.1:9191") },
 	}}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -44,7 +44,7 @@ func newReal(t *testing.T, offers ...offer) *real {
 	r.far.define("services.hcl", services)
 	r.web.define("web.hcl", upstreams+"}\n")
 	eventually(t, 20*time.Second, "all services are there", func() string {
-		got := r.meshctl(0, "services", "-o", "csv").stdout
+		got := r.meshctl(0, "services", "-o", "csv").Stdout
 		for _, name := range names {
 			if !strings.Contains(got, "\n"+name+",") {
 				return got
@@ -64,10 +64,10 @@ func newReal(t *testing.T, offers ...offer) *real {
 
 // listens waits until somebody listens at a port of the host, without connecting.
 func (h *host) listens(port int) {
-	h.t.Helper()
-	eventually(h.t, 20*time.Second, fmt.Sprintf("somebody listens at port %d of %s", port, h.name), func() string {
-		if r := h.run("ss", "-Hltn", fmt.Sprintf("sport = :%d", port)); r.stdout == "" {
-			return "nobody does " + r.stderr
+	h.T.Helper()
+	eventually(h.T, 20*time.Second, fmt.Sprintf("somebody listens at port %d of %s", port, h.Name), func() string {
+		if r := h.Run("ss", "-Hltn", fmt.Sprintf("sport = :%d", port)); r.Stdout == "" {
+			return "nobody does " + r.Stderr
 		}
 		return ""
 	})
@@ -78,16 +78,16 @@ const python = "/usr/bin/python3"
 
 // serve starts a daemon on the host and waits until it listens.
 func (h *host) serve(port int, name string, args ...string) {
-	h.t.Helper()
-	p := h.start(fmt.Sprintf("%s-%d", name[strings.LastIndexByte(name, '/')+1:], port), name, args...)
+	h.T.Helper()
+	p := h.Start(fmt.Sprintf("%s-%d", name[strings.LastIndexByte(name, '/')+1:], port), name, args...)
 	h.keep(port, p)
-	eventually(h.t, 20*time.Second, fmt.Sprintf("%s listens on %d", name, port), func() string {
+	eventually(h.T, 20*time.Second, fmt.Sprintf("%s listens on %d", name, port), func() string {
 		select {
-		case <-p.done:
-			h.t.Fatalf("%s ended: %v\n%s", p.name, p.err, tail(p.log, 20))
+		case <-p.Done():
+			h.T.Fatalf("%s ended: %v\n%s", p.Name, p.Err(), tail(p.Log, 20))
 		default:
 		}
-		c, err := h.dial(fmt.Sprintf("127.0.0.1:%d", port))
+		c, err := h.Dial(fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			return err.Error()
 		}
@@ -183,8 +183,8 @@ backend out
 
 // haproxy runs a real HAProxy on the host, from one port to another.
 func (h *host) haproxy(port, to int) {
-	h.t.Helper()
-	conf := h.write(fmt.Sprintf(haproxyConfig, port, to), 0o644, fmt.Sprintf("haproxy-%d.cfg", port))
+	h.T.Helper()
+	conf := h.Write(fmt.Sprintf(haproxyConfig, port, to), 0o644, fmt.Sprintf("haproxy-%d.cfg", port))
 	h.serve(port, "/usr/sbin/haproxy", "-db", "-f", conf)
 }
 
@@ -200,11 +200,11 @@ func TestHTTPPeers(t *testing.T) { //nolint:tparallel // the peers share two hos
 	t.Parallel()
 	m := newReal(t, offer{name: "sink", protocol: "http", port: 8301, local: 9301}, offer{name: "nginx", protocol: "http", port: 8302, local: 9302},
 		offer{name: "python", protocol: "http", port: 8303, local: 9303}, offer{name: "haproxy", protocol: "http", port: 8304, local: 9304})
-	srv := sink(m.far.listen("127.0.0.1:8301"))
+	srv := sink(m.far.Listen("127.0.0.1:8301"))
 	t.Cleanup(func() { _ = srv.Close() })
 	m.far.nginx(8302, "nginx")
-	m.far.write("a page of Python's\n", 0o644, "www", "page.txt")
-	m.far.serve(8303, python, "-u", "-c", pythonServer, "8303", m.far.path("www"))
+	m.far.Write("a page of Python's\n", 0o644, "www", "page.txt")
+	m.far.serve(8303, python, "-u", "-c", pythonServer, "8303", m.far.Path("www"))
 	m.far.haproxy(8304, 8302)
 	m.web.haproxy(9400, 9302)
 	for _, base := range []string{atSink, atNginx, atPython, atHAProxy, atBalancer} {
@@ -218,7 +218,7 @@ func TestHTTPPeers(t *testing.T) { //nolint:tparallel // the peers share two hos
 
 func (m *real) curlPeers(t *testing.T) {
 	const size = 3 << 20
-	file := m.web.write(pull(t, newPattern(size)), 0o644, "upload.bin")
+	file := m.web.Write(pull(t, newPattern(size)), 0o644, "upload.bin")
 	sum := sumOf(t, size)
 	for _, c := range []struct {
 		name string
@@ -239,10 +239,10 @@ func (m *real) curlPeers(t *testing.T) {
 		{"HTTP/1.0", []string{"-0", atNginx + "/x"}, []string{"instance=nginx uri=/x "}},
 		{"range", []string{"-r", "2-5", atPython + "/page.txt"}, []string{"page"}},
 	} {
-		r := m.web.run("curl", append([]string{"--silent", "--show-error", "--max-time", "20"}, c.args...)...)
+		r := m.web.Run("curl", append([]string{"--silent", "--show-error", "--max-time", "20"}, c.args...)...)
 		for _, want := range c.want {
-			if r.code != 0 || !strings.Contains(r.stderr+r.stdout, want) {
-				t.Errorf("%s: curl exit %d, without %q:\n%s%s", c.name, r.code, want, r.stderr, r.stdout)
+			if r.Code != 0 || !strings.Contains(r.Stderr+r.Stdout, want) {
+				t.Errorf("%s: curl exit %d, without %q:\n%s%s", c.name, r.Code, want, r.Stderr, r.Stdout)
 			}
 		}
 	}
@@ -292,10 +292,10 @@ var (
 
 // wrk runs a short closed loop at nginx.
 func (m *real) wrk(t *testing.T) {
-	r := m.web.run("wrk", "-t", "1", "-c", "32", "-d", "1s", atNginx+"/wrk")
-	n := wrkRequests.FindStringSubmatch(r.stdout)
-	if r.code != 0 || n == nil || len(n[1]) < 3 || wrkTrouble.MatchString(r.stdout) {
-		t.Errorf("wrk: exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	r := m.web.Run("wrk", "-t", "1", "-c", "32", "-d", "1s", atNginx+"/wrk")
+	n := wrkRequests.FindStringSubmatch(r.Stdout)
+	if r.Code != 0 || n == nil || len(n[1]) < 3 || wrkTrouble.MatchString(r.Stdout) {
+		t.Errorf("wrk: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 		return
 	}
 	t.Logf("wrk: %s requests in 1 s, all of them 2xx", n[1])
@@ -350,9 +350,9 @@ print("all good")
 `
 
 func (m *real) httpClient(t *testing.T) {
-	r := m.web.run(python, "-c", pythonClient)
-	if r.code != 0 || r.stdout != "all good\n" {
-		t.Errorf("http.client: exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	r := m.web.Run(python, "-c", pythonClient)
+	if r.Code != 0 || r.Stdout != "all good\n" {
+		t.Errorf("http.client: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 }
 
@@ -360,7 +360,7 @@ func (m *real) httpClient(t *testing.T) {
 func (h *host) client(transport *http.Transport) *http.Client {
 	dial := h.dialer()
 	transport.DialContext = func(_ context.Context, _, addr string) (net.Conn, error) { return dial(addr) }
-	h.t.Cleanup(transport.CloseIdleConnections)
+	h.T.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 2 * time.Minute}
 }
 

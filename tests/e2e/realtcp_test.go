@@ -58,46 +58,46 @@ func (m *real) postgres(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.t.Cleanup(func() { _ = os.RemoveAll(data) })
-	if r := m.far.run("chown", "postgres:postgres", data); r.code != 0 {
-		t.Fatal(r.stderr)
+	if r := m.far.Run("chown", "postgres:postgres", data); r.Code != 0 {
+		t.Fatal(r.Stderr)
 	}
 	args := asUser(t, "postgres", dir+"/initdb", "--no-sync", "--auth=trust", "--username=tester", "--locale=C.UTF-8", "-D", data)
-	if r := m.far.run(args[0], args[1:]...); r.code != 0 {
-		t.Fatalf("initdb: %s%s", r.stdout, r.stderr)
+	if r := m.far.Run(args[0], args[1:]...); r.Code != 0 {
+		t.Fatalf("initdb: %s%s", r.Stdout, r.Stderr)
 	}
 	args = asUser(t, "postgres", dir+"/postgres", "-D", data, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off")
 	m.far.serve(5432, args[0], args[1:]...)
 	psql := []string{"-X", "-q", "-A", "-t", "-h", "127.0.0.1", "-p", "9501", "-U", "tester", "-d", "postgres"}
 	eventually(t, 20*time.Second, "PostgreSQL takes queries through the mesh", func() string {
-		if r := m.web.run("psql", append(psql, "-c", "select 1")...); r.stdout != "1\n" {
-			return r.stdout + r.stderr
+		if r := m.web.Run("psql", append(psql, "-c", "select 1")...); r.Stdout != "1\n" {
+			return r.Stdout + r.Stderr
 		}
 		return ""
 	})
-	script := m.web.write(postgresScript, 0o644, "script.sql")
-	r := m.web.run("psql", append(psql, "-f", script)...)
+	script := m.web.Write(postgresScript, 0o644, "script.sql")
+	r := m.web.Run("psql", append(psql, "-f", script)...)
 	want := "60000|1800030000|4320000\n1800030000\n\n"
-	if r.code != 0 || !strings.HasPrefix(r.stdout, want) || !strings.Contains(r.stdout, `"extra"`) || !strings.Contains(r.stdout, "heard above") {
-		t.Errorf("psql: exit %d\n%s%s\nwant it to begin with %q", r.code, r.stdout, r.stderr, want)
+	if r.Code != 0 || !strings.HasPrefix(r.Stdout, want) || !strings.Contains(r.Stdout, `"extra"`) || !strings.Contains(r.Stdout, "heard above") {
+		t.Errorf("psql: exit %d\n%s%s\nwant it to begin with %q", r.Code, r.Stdout, r.Stderr, want)
 	}
-	if info, err := os.Stat(m.web.path("out.csv")); err != nil || info.Size() < 4<<20 {
+	if info, err := os.Stat(m.web.Path("out.csv")); err != nil || info.Size() < 4<<20 {
 		t.Errorf("the copy: %v, %v", info, err)
 	}
 
 	// A session that listens while another one speaks.
-	listener := m.web.write("listen news;\n\\echo ready\n"+strings.Repeat("select pg_sleep(0.1);\n", 200), 0o644, "listen.sql")
-	p := m.web.start("psql", "psql", append(psql, "-f", listener)...)
+	listener := m.web.Write("listen news;\n\\echo ready\n"+strings.Repeat("select pg_sleep(0.1);\n", 200), 0o644, "listen.sql")
+	p := m.web.Start("psql", "psql", append(psql, "-f", listener)...)
 	eventually(t, 10*time.Second, "psql listens", func() string {
-		if said := tail(p.log, 5); !strings.Contains(said, "ready") {
+		if said := tail(p.Log, 5); !strings.Contains(said, "ready") {
 			return "it says: " + said
 		}
 		return ""
 	})
-	if r := m.web.run("psql", append(psql, "-c", "notify news, 'from afar'")...); r.code != 0 {
-		t.Fatal(r.stderr)
+	if r := m.web.Run("psql", append(psql, "-c", "notify news, 'from afar'")...); r.Code != 0 {
+		t.Fatal(r.Stderr)
 	}
 	eventually(t, 10*time.Second, "the notification arrives", func() string {
-		if said := readFile(t, p.log); !strings.Contains(said, "from afar") {
+		if said := readFile(t, p.Log); !strings.Contains(said, "from afar") {
 			return "it says: " + said
 		}
 		return ""
@@ -107,13 +107,13 @@ func (m *real) postgres(t *testing.T) {
 // redis runs commands, a pipeline of some megabytes, and publishes to a
 // subscriber.
 func (m *real) redis(t *testing.T) {
-	m.far.serve(6379, "redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", "", "--dir", m.far.dir, "--daemonize", "no")
+	m.far.serve(6379, "redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", "", "--dir", m.far.Dir, "--daemonize", "no")
 	cli := func(args ...string) string {
-		r := m.web.run("redis-cli", append([]string{"-p", "9502", "--no-raw"}, args...)...)
-		if r.code != 0 {
-			t.Errorf("redis-cli %v: exit %d %s", args, r.code, r.stderr)
+		r := m.web.Run("redis-cli", append([]string{"-p", "9502", "--no-raw"}, args...)...)
+		if r.Code != 0 {
+			t.Errorf("redis-cli %v: exit %d %s", args, r.Code, r.Stderr)
 		}
-		return r.stdout
+		return r.Stdout
 	}
 	if got := cli("set", "key", "value"); got != "OK\n" {
 		t.Errorf("set: %q", got)
@@ -146,10 +146,10 @@ func (m *real) redis(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	subscriber := m.web.start("subscriber", "redis-cli", "-p", "9502", "subscribe", "news")
+	subscriber := m.web.Start("subscriber", "redis-cli", "-p", "9502", "subscribe", "news")
 	eventually(t, 10*time.Second, "a message reaches the subscriber", func() string {
 		cli("publish", "news", "from afar")
-		if said := readFile(t, subscriber.log); !strings.Contains(said, "from afar") {
+		if said := readFile(t, subscriber.Log); !strings.Contains(said, "from afar") {
 			return "it says: " + said
 		}
 		return ""
@@ -201,9 +201,9 @@ print("all good")
 
 func (m *real) websocket(t *testing.T) {
 	m.far.serve(8501, python, "-u", "-c", webSocketServer, "8501")
-	r := m.web.run(python, "-c", webSocketClient)
-	if r.code != 0 || r.stdout != "all good\n" {
-		t.Errorf("WebSocket: exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	r := m.web.Run(python, "-c", webSocketClient)
+	if r.Code != 0 || r.Stdout != "all good\n" {
+		t.Errorf("WebSocket: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 }
 
@@ -212,7 +212,7 @@ const upgradeRequest = "GET /up HTTP/1.1\r\nHost: upgrade\r\nConnection: Upgrade
 // upgrade looks at the bytes: nothing of the client's passes before the 101, and
 // after it each direction ends on its own.
 func (m *real) upgrade(t *testing.T) {
-	l := m.far.listen("127.0.0.1:8502")
+	l := m.far.Listen("127.0.0.1:8502")
 	c := m.web.connect("127.0.0.1:9504")
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)

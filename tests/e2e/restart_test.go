@@ -16,11 +16,11 @@ import (
 // proxyPID returns the process of the host's proxy as its agent sees it, and when
 // it attached; 0 if there is none.
 func (m *member) proxyPID() int {
-	m.t.Helper()
+	m.T.Helper()
 	c := &http.Client{Timeout: time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", m.path("agent.sock"))
+			return (&net.Dialer{}).DialContext(ctx, "unix", m.Path("agent.sock"))
 		},
 	}}
 	resp, err := c.Get("http://agent/v1/agent/status")
@@ -51,12 +51,12 @@ func TestProxyDies(t *testing.T) {
 		start func(m *member)
 	}{
 		{"supervised by the agent", func(m *member) {
-			m.agentConfig = m.write(strings.Replace(readFile(t, m.agentConfig), "proxy {", fmt.Sprintf("proxy {\n  supervise = true\n  state_dir = %q", m.path("proxy")), 1), 0o600, "agent.hcl")
+			m.agentConfig = m.Write(strings.Replace(readFile(t, m.agentConfig), "proxy {", fmt.Sprintf("proxy {\n  supervise = true\n  state_dir = %q", m.Path("proxy")), 1), 0o600, "agent.hcl")
 			m.startAgent()
 		}},
 		{"started again by a shell", func(m *member) { // as systemd does with RestartSec=100ms
 			m.startAgent()
-			m.start("supervisor", "sh", "-c", `while :; do "$@"; sleep 0.1; done`, "sh", bin+"/mesh-proxy", "--feed", m.path("proxy.sock"), "--state", m.path("proxy"))
+			m.Start("supervisor", "sh", "-c", `while :; do "$@"; sleep 0.1; done`, "sh", bin+"/mesh-proxy", "--feed", m.Path("proxy.sock"), "--state", m.Path("proxy"))
 		}},
 	} {
 		t.Run(supervisor.name, func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestProxyDies(t *testing.T) {
 				to             **member
 			}{{"vm-a", "web", &s.web}, {"vm-b", "api,echo", &s.api}} {
 				*m.to = s.prepare(m.name)
-				(*m.to).write(s.token(m.name, m.services), 0o600, "join.token")
+				(*m.to).Write(s.token(m.name, m.services), 0o600, "join.token")
 				supervisor.start(*m.to)
 			}
 			s.serve()
@@ -77,7 +77,7 @@ func TestProxyDies(t *testing.T) {
 			if seen := stop(); strings.Contains(seen, "the-secret") || strings.Contains(seen, "HTTP/1.1") {
 				t.Error("the capture on the bridge shows plaintext")
 			} else if !strings.Contains(seen, s.api.addrBytes()) {
-				t.Errorf("the capture of %d bytes shows no packet of %s: it proves nothing", len(seen), s.api.addr)
+				t.Errorf("the capture of %d bytes shows no packet of %s: it proves nothing", len(seen), s.api.Address)
 			}
 		})
 	}
@@ -91,7 +91,7 @@ func (s *spine) killProxies(t *testing.T, n int) {
 	for i := range n {
 		victim := []*member{s.web, s.api}[i%2]
 		pid := 0
-		eventually(t, 10*time.Second, "a proxy is attached at "+victim.name, func() string {
+		eventually(t, 10*time.Second, "a proxy is attached at "+victim.Name, func() string {
 			if pid = victim.proxyPID(); pid == 0 {
 				return "none is"
 			}
@@ -109,7 +109,7 @@ func (s *spine) killProxies(t *testing.T, n int) {
 				DisableKeepAlives: true, DialContext: func(_ context.Context, _, addr string) (net.Conn, error) { return dial(addr) },
 			}}
 			if problem := get(c, hello+"?the-secret"); problem != "" {
-				t.Errorf("kill %d of %s: a request on a connection that came right after it: %s", i, victim.name, problem)
+				t.Errorf("kill %d of %s: a request on a connection that came right after it: %s", i, victim.Name, problem)
 			}
 			patient <- time.Since(killed)
 		}()
@@ -138,13 +138,13 @@ func TestNoProxyNoBypass(t *testing.T) {
 	s := newSpine(t)
 	s.allowed()
 	stop := s.net.capture(t, s.server)
-	s.web.proxy.kill(syscall.SIGKILL)
+	s.web.proxy.Kill(syscall.SIGKILL)
 	if status, _, body := s.web.curl("--max-time", "2", hello+"?the-secret"); !strings.HasPrefix(status, "curl exit 28") {
 		t.Errorf("without a proxy at the caller: %s %s; want a connection that waits", status, body)
 	}
 	s.web.startProxy()
 	s.web.answers(5*time.Second, "200", hello+"?the-secret")
-	s.api.proxy.kill(syscall.SIGKILL)
+	s.api.proxy.Kill(syscall.SIGKILL)
 	if status, _, body := s.web.curl("--max-time", "7", hello+"?the-secret"); status != "503" {
 		t.Errorf("without a proxy at the callee: %s %s, want 503", status, body)
 	}
@@ -153,6 +153,6 @@ func TestNoProxyNoBypass(t *testing.T) {
 	if seen := stop(); strings.Contains(seen, "the-secret") || strings.Contains(seen, "HTTP/1.1") {
 		t.Error("the capture on the bridge shows plaintext")
 	} else if !strings.Contains(seen, s.api.addrBytes()) {
-		t.Errorf("the capture of %d bytes shows no packet of %s: it proves nothing", len(seen), s.api.addr)
+		t.Errorf("the capture of %d bytes shows no packet of %s: it proves nothing", len(seen), s.api.Address)
 	}
 }

@@ -58,7 +58,7 @@ type measured struct {
 
 func (m *measured) sample(t *testing.T) footprint {
 	t.Helper()
-	pid := m.process.cmd.Process.Pid
+	pid := m.process.PID()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatalf("%s: %v", m.name, err)
@@ -113,7 +113,7 @@ func (h *host) dialer() func(addr string) (net.Conn, error) {
 	var threads sync.WaitGroup
 	for range 4 {
 		threads.Go(func() {
-			h.inside(func() {
+			h.Inside(func() {
 				for j := range jobs {
 					c, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", j.addr)
 					j.reply <- dialed{c, err}
@@ -122,7 +122,7 @@ func (h *host) dialer() func(addr string) (net.Conn, error) {
 		})
 	}
 	ended := make(chan struct{})
-	h.t.Cleanup(func() {
+	h.T.Cleanup(func() {
 		close(ended)
 		close(jobs)
 		threads.Wait()
@@ -286,7 +286,7 @@ func (s *spine) measured() []*measured {
 		}
 	}
 	server := func() string {
-		return s.server.run("curl", "--silent", "--show-error", "--unix-socket", s.server.path("server.sock"), "http://server/v1/metrics").stdout
+		return s.server.Run("curl", "--silent", "--show-error", "--unix-socket", s.server.Path("server.sock"), "http://server/v1/metrics").Stdout
 	}
 	return []*measured{
 		{name: "web proxy", process: s.web.proxy, metrics: of(s.web, 7491)},

@@ -61,17 +61,17 @@ func newSpine(t *testing.T) *spine {
 func (s *spine) serve() {
 	s.t.Helper()
 	s.api.nginx(8080, "api")
-	serveEcho(s.api.listen("127.0.0.1:8070"))
+	serveEcho(s.api.Listen("127.0.0.1:8070"))
 	s.web.define("web.hcl", webDefinition)
 	s.api.define("api.hcl", apiDefinition)
 	// The first answer is the mesh's own: it is up, and nothing is allowed.
 	s.web.answers(20*time.Second, "403", "http://127.0.0.1:9191/hello")
 	eventually(s.t, 10*time.Second, "api and echo are healthy", func() string {
 		r := s.meshctl(0, "services", "-o", "csv")
-		if strings.Contains(r.stdout, "\napi,default:http,1,1,0\n") && strings.Contains(r.stdout, "\necho,default:tcp,1,1,0\n") {
+		if strings.Contains(r.Stdout, "\napi,default:http,1,1,0\n") && strings.Contains(r.Stdout, "\necho,default:tcp,1,1,0\n") {
 			return ""
 		}
-		return r.stdout
+		return r.Stdout
 	})
 }
 
@@ -109,13 +109,13 @@ func TestDeniedThenAllowed(t *testing.T) {
 		t.Fatalf("without an intention: %s %v %s", status, headers, body)
 	}
 	r := s.meshctl(3, "explain", "web", "api", "GET", "/secret-path-1")
-	if !strings.Contains(r.stdout, "DENIED by policy") || !strings.Contains(r.stdout, "meshctl intention allow web api") {
-		t.Errorf("explain: %s", r.stdout)
+	if !strings.Contains(r.Stdout, "DENIED by policy") || !strings.Contains(r.Stdout, "meshctl intention allow web api") {
+		t.Errorf("explain: %s", r.Stdout)
 	}
 	start := time.Now()
 	w := s.meshctl(0, "intention", "allow", "web", "api", "--wait")
 	s.web.answers(time.Second, "200", "http://127.0.0.1:9191/secret-path-2")
-	t.Logf("allow → 200 in %s, of which --wait: %s", time.Since(start).Round(time.Millisecond), strings.TrimSpace(w.stderr))
+	t.Logf("allow → 200 in %s, of which --wait: %s", time.Since(start).Round(time.Millisecond), strings.TrimSpace(w.Stderr))
 	if took := time.Since(start); took > time.Second+200*time.Millisecond {
 		t.Errorf("allow took %s to arrive, want at most 1 s", took)
 	}
@@ -127,23 +127,23 @@ func TestDeniedThenAllowed(t *testing.T) {
 	if seen := stop(); strings.Contains(seen, "secret-path") || strings.Contains(seen, "HTTP/1.1") || strings.Contains(seen, "instance=api") {
 		t.Error("the capture on the bridge shows plaintext")
 	} else if !strings.Contains(seen, s.api.addrBytes()) {
-		t.Errorf("the capture of %d bytes shows no packet of %s: it proves nothing", len(seen), s.api.addr)
+		t.Errorf("the capture of %d bytes shows no packet of %s: it proves nothing", len(seen), s.api.Address)
 	}
-	if r := s.meshctl(0, "explain", "web", "api", "GET", "/x"); !strings.Contains(r.stdout, "ALLOWED") {
-		t.Errorf("explain: %s", r.stdout)
+	if r := s.meshctl(0, "explain", "web", "api", "GET", "/x"); !strings.Contains(r.Stdout, "ALLOWED") {
+		t.Errorf("explain: %s", r.Stdout)
 	}
 	for _, m := range []*member{s.web, s.api} {
-		if r := m.checkLocal(); r.code != 0 {
-			t.Errorf("meshctl check on %s: exit %d\n%s%s", m.name, r.code, r.stdout, r.stderr)
+		if r := m.checkLocal(); r.Code != 0 {
+			t.Errorf("meshctl check on %s: exit %d\n%s%s", m.Name, r.Code, r.Stdout, r.Stderr)
 		}
 	}
-	if r := s.meshctl(0, "intention", "allow", "web", "api"); !strings.Contains(r.stdout, "unchanged") {
-		t.Errorf("the same again: %s", r.stdout)
+	if r := s.meshctl(0, "intention", "allow", "web", "api"); !strings.Contains(r.Stdout, "unchanged") {
+		t.Errorf("the same again: %s", r.Stdout)
 	}
 }
 
 // addrBytes is the host's address as packets carry it.
-func (h *host) addrBytes() string { return string(net.ParseIP(h.addr).To4()) }
+func (h *host) addrBytes() string { return string(net.ParseIP(h.Address).To4()) }
 
 func TestHTTPRules(t *testing.T) {
 	t.Parallel()
@@ -169,8 +169,8 @@ func TestHTTPRules(t *testing.T) {
 			t.Errorf("%s %s: %s %q %s, want %s and %q", c.method, c.path, status, headers["mesh-error"], body, c.status, c.says)
 		}
 	}
-	if r := s.meshctl(7, "intention", "allow", "web", "api", "--http", "POST /pub/*"); !strings.Contains(r.stderr, "--add") {
-		t.Errorf("a second rule without --add: %s", r.stderr)
+	if r := s.meshctl(7, "intention", "allow", "web", "api", "--http", "POST /pub/*"); !strings.Contains(r.Stderr, "--add") {
+		t.Errorf("a second rule without --add: %s", r.Stderr)
 	}
 	s.meshctl(0, "intention", "allow", "web", "api", "--http", "POST /pub/*", "--add", "--wait")
 	s.web.answers(time.Second, "200", "-X", "POST", base+"/pub/x")
@@ -193,7 +193,7 @@ func TestDenyCutsLiveConnections(t *testing.T) {
 	}
 	start := time.Now()
 	r := s.meshctl(0, "intention", "deny", "web", "echo", "--replace", "--wait")
-	t.Logf("deny: %s", strings.TrimSpace(r.stderr))
+	t.Logf("deny: %s", strings.TrimSpace(r.Stderr))
 	s.meshctl(0, "intention", "deny", "web", "api", "--replace")
 	if err := stream.SetReadDeadline(start.Add(2 * time.Second)); err != nil {
 		t.Fatal(err)
@@ -216,12 +216,12 @@ func TestDenyCutsLiveConnections(t *testing.T) {
 
 // connect opens a connection from the host.
 func (h *host) connect(addr string) net.Conn {
-	h.t.Helper()
-	c, err := h.dial(addr)
+	h.T.Helper()
+	c, err := h.Dial(addr)
 	if err != nil {
-		h.t.Fatalf("%s to %s: %v", h.name, addr, err)
+		h.T.Fatalf("%s to %s: %v", h.Name, addr, err)
 	}
-	h.t.Cleanup(func() { _ = c.Close() })
+	h.T.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -267,7 +267,7 @@ func TestMeshPortRefusesStrangers(t *testing.T) {
 	t.Parallel()
 	s := newSpine(t)
 	s.allowed()
-	mesh := s.api.addr + ":7443"
+	mesh := s.api.Address + ":7443"
 	serverName := "default.api.api.default.mesh"
 
 	plain := s.web.connect(mesh)
@@ -348,14 +348,14 @@ func TestNodeCannotBecomeAnotherService(t *testing.T) {
 	s.web.nginx(8090, "thief")
 	s.web.define("thief.hcl", "service \"api\" {\n  port     = 8090\n  protocol = \"http\"\n}\n")
 	eventually(t, 5*time.Second, "the agent says why api is refused", func() string {
-		text := tail(s.web.agent.log, 50)
+		text := tail(s.web.agent.Log, 50)
 		if strings.Contains(text, "vm-a may not run default/api") || strings.Contains(text, "may not register default/api") || strings.Contains(text, "may not run") {
 			return ""
 		}
 		return "it says: " + text
 	})
-	if r := s.meshctl(0, "instances", "api", "-o", "json"); strings.Contains(r.stdout, `"vm-a"`) {
-		t.Errorf("vm-a is an instance of api: %s", r.stdout)
+	if r := s.meshctl(0, "instances", "api", "-o", "json"); strings.Contains(r.Stdout, `"vm-a"`) {
+		t.Errorf("vm-a is an instance of api: %s", r.Stdout)
 	}
 	for range 20 {
 		if status, _, body := s.web.curl("http://127.0.0.1:9191/hello"); status != "200" || strings.Contains(body, "thief") {
@@ -363,7 +363,7 @@ func TestNodeCannotBecomeAnotherService(t *testing.T) {
 		}
 	}
 	// No leaf of api ever reaches the host.
-	err := filepath.WalkDir(s.web.dir, func(path string, d os.DirEntry, err error) error {
+	err := filepath.WalkDir(s.web.Dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.Contains(path, "services.d") || strings.HasSuffix(path, ".log") {
 			return err
 		}
@@ -383,23 +383,23 @@ func TestJoinTokenWorksOnce(t *testing.T) {
 	s := newSpine(t)
 	token := s.token("vm-c", "web")
 	first := s.prepare("vm-c")
-	first.write(token, 0o600, "join.token")
+	first.Write(token, 0o600, "join.token")
 	first.startAgent()
 	eventually(t, 10*time.Second, "vm-c is a node", func() string {
-		if r := s.meshctl(0, "get", "nodes"); !strings.Contains(r.stdout, "vm-c  connected") {
-			return r.stdout + tail(first.agent.log, 5)
+		if r := s.meshctl(0, "get", "nodes"); !strings.Contains(r.Stdout, "vm-c  connected") {
+			return r.Stdout + tail(first.agent.Log, 5)
 		}
 		return ""
 	})
-	if fileExists(first.path("join.token")) {
+	if fileExists(first.Path("join.token")) {
 		t.Error("the token file is still there after the join")
 	}
 	second := s.prepare("vm-d")
-	second.agentConfig = second.write(strings.ReplaceAll(readFile(t, second.agentConfig), `"vm-d"`, `"vm-c"`), 0o600, "agent.hcl")
-	second.write(token, 0o600, "join.token")
+	second.agentConfig = second.Write(strings.ReplaceAll(readFile(t, second.agentConfig), `"vm-d"`, `"vm-c"`), 0o600, "agent.hcl")
+	second.Write(token, 0o600, "join.token")
 	second.startAgent()
 	eventually(t, 10*time.Second, "the second use is refused with its cause", func() string {
-		if text := tail(second.agent.log, 20); !strings.Contains(text, "used") {
+		if text := tail(second.agent.Log, 20); !strings.Contains(text, "used") {
 			return "it says: " + text
 		}
 		return ""
@@ -447,7 +447,7 @@ service "api" {
 	t.Logf("requests per instance: %v", seen)
 	// The proxy's own account of whom it picked must be what nginx counted.
 	for port, name := range map[int]string{8080: "api", 8081: "api-2", 8082: "api-3"} {
-		log := readFile(t, s.api.path(fmt.Sprintf("nginx-%d.access.log", port)))
+		log := readFile(t, s.api.Path(fmt.Sprintf("nginx-%d.access.log", port)))
 		if got := strings.Count(log, "GET /count "); got != seen[name] {
 			t.Errorf("%s has %d requests in its log, the callers saw %d of it", name, got, seen[name])
 		}
@@ -460,16 +460,16 @@ func TestProxyDrainsOnSIGTERM(t *testing.T) {
 	s.allowed()
 	c := s.web.connect("127.0.0.1:9192")
 	exchange(t, c, "before")
-	s.api.proxy.kill(syscall.SIGTERM)
+	s.api.proxy.Kill(syscall.SIGTERM)
 	exchange(t, c, "while it drains")
 	_ = c.Close()
 	select {
-	case <-s.api.proxy.done:
+	case <-s.api.proxy.Done():
 	case <-time.After(10 * time.Second):
-		t.Fatalf("mesh-proxy has not ended 10 s after its last connection did:\n%s", tail(s.api.proxy.log, 20))
+		t.Fatalf("mesh-proxy has not ended 10 s after its last connection did:\n%s", tail(s.api.proxy.Log, 20))
 	}
-	if s.api.proxy.err != nil {
-		t.Errorf("mesh-proxy: %v", s.api.proxy.err)
+	if s.api.proxy.Err() != nil {
+		t.Errorf("mesh-proxy: %v", s.api.proxy.Err())
 	}
 }
 
@@ -481,20 +481,20 @@ func TestNodeIsEvictedAndComesBack(t *testing.T) {
 	s.allowed()
 	s.meshctl(0, "delete", "node", "vm-b")
 	eventually(t, 5*time.Second, "the instances of vm-b are gone", func() string {
-		if r := s.meshctl(0, "get", "instances", "-o", "csv"); strings.Contains(r.stdout, "vm-b") {
-			return r.stdout
+		if r := s.meshctl(0, "get", "instances", "-o", "csv"); strings.Contains(r.Stdout, "vm-b") {
+			return r.Stdout
 		}
 		return ""
 	})
 	s.web.answers(5*time.Second, "503", hello)
 	eventually(t, 10*time.Second, "its agent says why", func() string {
 		r := s.api.checkLocal()
-		if r.code == 3 && strings.Contains(r.stdout, "token") {
+		if r.Code == 3 && strings.Contains(r.Stdout, "token") {
 			return ""
 		}
-		return fmt.Sprintf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+		return fmt.Sprintf("exit %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	})
-	s.api.write(s.token("vm-b", "api,echo"), 0o600, "join.token")
+	s.api.Write(s.token("vm-b", "api,echo"), 0o600, "join.token")
 	took := s.web.answers(15*time.Second, "200", hello)
 	t.Logf("back %s after the token", took.Round(time.Millisecond))
 }
@@ -511,8 +511,8 @@ func TestLostSYN(t *testing.T) {
 		{"add", "chain", "inet", "loss", "in", "{ type filter hook input priority 0; }"},
 		{"add", "rule", "inet", "loss", "in", "tcp dport 7443 tcp flags & (syn | ack) == syn numgen inc mod 2 == 0 counter drop"},
 	} {
-		if r := s.api.run("nft", rule...); r.code != 0 {
-			t.Fatalf("nft %v: %s", rule, r.stderr)
+		if r := s.api.Run("nft", rule...); r.Code != 0 {
+			t.Fatalf("nft %v: %s", rule, r.Stderr)
 		}
 	}
 	for i := range 10 {
@@ -524,7 +524,7 @@ func TestLostSYN(t *testing.T) {
 		}
 		_ = c.Close()
 	}
-	if r := s.api.run("nft", "list", "table", "inet", "loss"); strings.Contains(r.stdout, "packets 0 ") {
-		t.Errorf("no SYN was lost, so this proves nothing: %s", r.stdout)
+	if r := s.api.Run("nft", "list", "table", "inet", "loss"); strings.Contains(r.Stdout, "packets 0 ") {
+		t.Errorf("no SYN was lost, so this proves nothing: %s", r.Stdout)
 	}
 }

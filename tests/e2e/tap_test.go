@@ -42,7 +42,7 @@ type tapped struct {
 // tap starts one on the server, and waits until the hosts have begun.
 func (c *cluster) tap(label string, args ...string) *tapped {
 	c.t.Helper()
-	p := &tapped{t: c.t, process: c.server.start(label, "meshctl", append([]string{"--addr", c.admin(), "-o", "json"}, args...)...)}
+	p := &tapped{t: c.t, process: c.server.Start(label, "meshctl", append([]string{"--addr", c.admin(), "-o", "json"}, args...)...)}
 	p.says(5*time.Second, "watching")
 	return p
 }
@@ -50,8 +50,8 @@ func (c *cluster) tap(label string, args ...string) *tapped {
 // says waits until the output has a text.
 func (p *tapped) says(limit time.Duration, text string) {
 	p.t.Helper()
-	eventually(p.t, limit, fmt.Sprintf("%s says %q", p.name, text), func() string {
-		if out := readFile(p.t, p.log); !strings.Contains(out, text) {
+	eventually(p.t, limit, fmt.Sprintf("%s says %q", p.Name, text), func() string {
+		if out := readFile(p.t, p.Log); !strings.Contains(out, text) {
 			return "it says: " + out
 		}
 		return ""
@@ -62,7 +62,7 @@ func (p *tapped) says(limit time.Duration, text string) {
 func (p *tapped) records() []seen {
 	p.t.Helper()
 	var all []seen
-	for line := range strings.Lines(readFile(p.t, p.log)) {
+	for line := range strings.Lines(readFile(p.t, p.Log)) {
 		var r seen
 		if strings.HasPrefix(line, "{") && strings.HasSuffix(line, "\n") {
 			if err := json.Unmarshal([]byte(line), &r); err != nil {
@@ -78,7 +78,7 @@ func (p *tapped) records() []seen {
 func (p *tapped) shows(want seen) seen {
 	p.t.Helper()
 	var found seen
-	took := eventually(p.t, 3*time.Second, fmt.Sprintf("%s shows %+v", p.name, want), func() string {
+	took := eventually(p.t, 3*time.Second, fmt.Sprintf("%s shows %+v", p.Name, want), func() string {
 		for _, r := range p.records() {
 			same := r
 			if same.ErrorID = ""; same == want {
@@ -86,11 +86,11 @@ func (p *tapped) shows(want seen) seen {
 				return ""
 			}
 		}
-		return "it shows: " + readFile(p.t, p.log)
+		return "it shows: " + readFile(p.t, p.Log)
 	})
-	p.t.Logf("%s showed %s %s after %s", p.name, want.Method, want.Path, took.Round(time.Millisecond))
+	p.t.Logf("%s showed %s %s after %s", p.Name, want.Method, want.Path, took.Round(time.Millisecond))
 	if took > time.Second {
-		p.t.Errorf("%s showed %s %s after %s, want at most 1 s", p.name, want.Method, want.Path, took)
+		p.t.Errorf("%s showed %s %s after %s, want at most 1 s", p.Name, want.Method, want.Path, took)
 	}
 	return found
 }
@@ -135,22 +135,22 @@ func TestWatching(t *testing.T) {
 	s.explained(farID, "DENIED by policy", "seen by the destination's proxy on node vm-b", "✗ intention web → api: none of its rules matches POST /v1/third",
 		`✗ now: intention web → api, rule 1 of 1 "allow GET,HEAD /v1/*": POST matches none → deny`, `--http "POST /v1/third" --add`)
 	r := s.meshctl(4, "explain", "id:000000")
-	if !strings.Contains(r.stderr, "each keeps its newest 1024 denials") {
-		t.Errorf("an unknown id: %s", r.stderr)
+	if !strings.Contains(r.Stderr, "each keeps its newest 1024 denials") {
+		t.Errorf("an unknown id: %s", r.Stderr)
 	}
 
 	s.strangersAreListed()
 	s.topCounts()
-	if out := readFile(t, tap.log) + readFile(t, denials.log) + s.meshctl(0, "denials", "--failed", "-o", "json").stdout; strings.Contains(out, "secret") {
+	if out := readFile(t, tap.Log) + readFile(t, denials.Log) + s.meshctl(0, "denials", "--failed", "-o", "json").Stdout; strings.Contains(out, "secret") {
 		t.Errorf("a query was shown:\n%s", out)
 	}
 
 	// Who may not, sees nothing.
-	s.server.write(s.meshctl(0, "ca", "roots").stdout, 0o644, "roots.pem")
-	remote := []string{"--addr", s.server.addr + ":7400", "--ca-cert", s.server.path("roots.pem")}
+	s.server.Write(s.meshctl(0, "ca", "roots").Stdout, 0o644, "roots.pem")
+	remote := []string{"--addr", s.server.Address + ":7400", "--ca-cert", s.server.Path("roots.pem")}
 	for _, args := range [][]string{{"tap"}, {"denials"}, {"top", "--once"}, {"explain", "id:" + farID}} {
-		if r := s.server.run("meshctl", append(slices.Clone(remote), args...)...); r.code != 5 || r.stdout != "" {
-			t.Errorf("%v without a token: exit %d\n%s%s", args, r.code, r.stdout, r.stderr)
+		if r := s.server.Run("meshctl", append(slices.Clone(remote), args...)...); r.Code != 5 || r.Stdout != "" {
+			t.Errorf("%v without a token: exit %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
 		}
 	}
 	s.onTheHost(nearID, farID, remote)
@@ -161,8 +161,8 @@ func (s *spine) explained(id string, want ...string) {
 	s.t.Helper()
 	r := s.meshctl(3, "explain", "id:"+id)
 	for _, text := range want {
-		if !strings.Contains(r.stdout, text) {
-			s.t.Errorf("explain id:%s lacks %q:\n%s", id, text, r.stdout)
+		if !strings.Contains(r.Stdout, text) {
+			s.t.Errorf("explain id:%s lacks %q:\n%s", id, text, r.Stdout)
 		}
 	}
 }
@@ -170,13 +170,13 @@ func (s *spine) explained(id string, want ...string) {
 // strangersAreListed: TCP connections that are denied, and callers who do not prove who they are.
 func (s *spine) strangersAreListed() {
 	s.t.Helper()
-	if c, err := s.web.dial("127.0.0.1:9192"); err == nil { // nobody allows web to call echo
+	if c, err := s.web.Dial("127.0.0.1:9192"); err == nil { // nobody allows web to call echo
 		if _, err := io.ReadAll(c); err == nil {
 			s.t.Error("a denied TCP connection ended as if all was well")
 		}
 		_ = c.Close()
 	}
-	plain := s.web.connect(s.api.addr + ":7443")
+	plain := s.web.connect(s.api.Address + ":7443")
 	if _, err := io.WriteString(plain, "GET / HTTP/1.1\r\n\r\n"); err != nil {
 		s.t.Fatal(err)
 	}
@@ -188,15 +188,15 @@ func (s *spine) strangersAreListed() {
 		eventually(s.t, 2*time.Second, fmt.Sprintf("denials list %+v", want), func() string {
 			r := s.meshctl(0, "denials", "-o", "json")
 			var all []seen
-			if err := json.Unmarshal([]byte(r.stdout), &all); err != nil {
-				return err.Error() + r.stdout
+			if err := json.Unmarshal([]byte(r.Stdout), &all); err != nil {
+				return err.Error() + r.Stdout
 			}
 			for _, one := range all {
 				if one.ErrorID = ""; one == want {
 					return ""
 				}
 			}
-			return "they list: " + r.stdout
+			return "they list: " + r.Stdout
 		})
 	}
 }
@@ -215,11 +215,11 @@ func (s *spine) topCounts() {
 	before, began := l.sentSoFar(), time.Now()
 	r := s.meshctl(0, "top", "--once", "--dst", "api", "--interval", "1s", "-o", "json")
 	sent := float64(l.sentSoFar()-before) / time.Since(began).Seconds()
-	if err := json.Unmarshal([]byte(r.stdout), &rows); err != nil || len(rows) != 1 {
-		s.t.Fatalf("top: %v\n%s%s", err, r.stdout, r.stderr)
+	if err := json.Unmarshal([]byte(r.Stdout), &rows); err != nil || len(rows) != 1 {
+		s.t.Fatalf("top: %v\n%s%s", err, r.Stdout, r.Stderr)
 	}
 	if one := rows[0]; one.Destination != apiIdentity || one.Requests < sent/3 || one.Requests > 1.7*sent || one.Success == nil || *one.Success < 0.99 || one.P99 == nil {
-		s.t.Errorf("top shows %s, and %.0f requests a second were sent", r.stdout, sent)
+		s.t.Errorf("top shows %s, and %.0f requests a second were sent", r.Stdout, sent)
 	}
 	l.none(s.t, "top ran beside it")
 }
@@ -227,7 +227,7 @@ func (s *spine) topCounts() {
 // onTheHost: with every server dead, each host answers for itself.
 func (s *spine) onTheHost(nearID, farID string, remote []string) {
 	s.t.Helper()
-	s.daemon.kill(syscall.SIGKILL)
+	s.daemon.Kill(syscall.SIGKILL)
 	for _, row := range []struct {
 		at   *member
 		id   string
@@ -239,16 +239,16 @@ func (s *spine) onTheHost(nearID, farID string, remote []string) {
 		{s.web, farID, "ANSWERED by the destination's proxy: denied\n", []string{"--local"}}, // which knows why
 		{s.web, nearID, "DENIED by policy\n", remote},                                        // no server answers: it asks here
 	} {
-		args := append([]string{"explain", "id:" + row.id, "--agent-socket", row.at.path("agent.sock")}, row.args...)
-		r := row.at.run("meshctl", args...)
-		if r.code != 3 || !strings.HasPrefix(r.stdout, row.want) || !strings.Contains(r.stdout, "next: meshctl ") {
-			s.t.Errorf("%v on %s: exit %d, want 3 and %q\n%s%s", args, row.at.name, r.code, row.want, r.stdout, r.stderr)
+		args := append([]string{"explain", "id:" + row.id, "--agent-socket", row.at.Path("agent.sock")}, row.args...)
+		r := row.at.Run("meshctl", args...)
+		if r.Code != 3 || !strings.HasPrefix(r.Stdout, row.want) || !strings.Contains(r.Stdout, "next: meshctl ") {
+			s.t.Errorf("%v on %s: exit %d, want 3 and %q\n%s%s", args, row.at.Name, r.Code, row.want, r.Stdout, r.Stderr)
 		}
 	}
-	if r := s.web.run("meshctl", "explain", "id:000000", "--local", "--agent-socket", s.web.path("agent.sock")); r.code != 4 {
-		s.t.Errorf("an unknown id on the host: exit %d\n%s%s", r.code, r.stdout, r.stderr)
+	if r := s.web.Run("meshctl", "explain", "id:000000", "--local", "--agent-socket", s.web.Path("agent.sock")); r.Code != 4 {
+		s.t.Errorf("an unknown id on the host: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
-	local := &tapped{t: s.t, process: s.web.start("tap", "meshctl", "tap", "--local", "--agent-socket", s.web.path("agent.sock"), "-o", "json")}
+	local := &tapped{t: s.t, process: s.web.Start("tap", "meshctl", "tap", "--local", "--agent-socket", s.web.Path("agent.sock"), "-o", "json")}
 	local.says(5*time.Second, "watching the proxies of this host")
 	s.web.answers(time.Second, "200", "http://127.0.0.1:9191/v1/fourth")
 	local.shows(seen{
@@ -263,9 +263,7 @@ func TestTapThatDoesNotRead(t *testing.T) {
 	s := newSpine(t)
 	s.allowed()
 	tap := s.tap("tap", "tap", "--both")
-	if err := tap.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	tap.Kill(syscall.SIGSTOP)
 	l := s.web.startLoad(hello, 12_000, 6*time.Second)
 	l.await(t, 5_000)
 	// Nothing else waits either: not the plan, not the heartbeats.
@@ -275,11 +273,9 @@ func TestTapThatDoesNotRead(t *testing.T) {
 		t.Errorf("an intention took %s beside a tap that does not read", took)
 	}
 	l.none(t, "a tap did not read")
-	if err := tap.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	tap.Kill(syscall.SIGCONT)
 	tap.says(10*time.Second, "were not shown")
-	if r := s.meshctl(0, "nodes", "-o", "csv"); strings.Count(r.stdout, "connected") != 2 {
-		t.Errorf("a node was lost:\n%s", r.stdout)
+	if r := s.meshctl(0, "nodes", "-o", "csv"); strings.Count(r.Stdout, "connected") != 2 {
+		t.Errorf("a node was lost:\n%s", r.Stdout)
 	}
 }

@@ -24,22 +24,22 @@ import (
 // identity reads the certificate and key of the host's node from its disk, as
 // root on that host can.
 func (m *member) identity() *ca.Leaf {
-	m.t.Helper()
-	root, err := statedir.Open(m.path("agent"))
+	m.T.Helper()
+	root, err := statedir.Open(m.Path("agent"))
 	if err != nil {
-		m.t.Fatal(err)
+		m.T.Fatal(err)
 	}
 	dir, err := root.Sub("leaves")
 	if err != nil {
-		m.t.Fatal(err)
+		m.T.Fatal(err)
 	}
 	held := leaf.New(leaf.Config{Log: slog.New(slog.DiscardHandler), Dir: dir})
 	if err := held.Load(); err != nil {
-		m.t.Fatal(err)
+		m.T.Fatal(err)
 	}
-	node := held.Leaf(spiffe.Node("mesh.example.com", m.name))
+	node := held.Leaf(spiffe.Node("mesh.example.com", m.Name))
 	if node == nil {
-		m.t.Fatalf("no certificate of node %s in %s", m.name, dir.Path(""))
+		m.T.Fatalf("no certificate of node %s in %s", m.Name, dir.Path(""))
 	}
 	return node
 }
@@ -56,8 +56,8 @@ func TestStolenNodeKey(t *testing.T) {
 		ServerName:         meshpb.ServerName, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return node.TLS(), nil },
 	})
-	conn, err := grpc.NewClient("passthrough:///"+s.server.addr+":7400", grpc.WithTransportCredentials(creds),
-		grpc.WithContextDialer(func(_ context.Context, addr string) (net.Conn, error) { return s.web.dial(addr) }))
+	conn, err := grpc.NewClient("passthrough:///"+s.server.Address+":7400", grpc.WithTransportCredentials(creds),
+		grpc.WithContextDialer(func(_ context.Context, addr string) (net.Conn, error) { return s.web.Dial(addr) }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,14 +90,14 @@ func TestStolenNodeKey(t *testing.T) {
 	}
 	registered, err := mesh.Register(ctx, &meshpb.RegisterRequest{Registrations: []*meshpb.Registration{{
 		Service:  []byte(`{"name":"api","ports":[{"name":"default","protocol":"http"}]}`),
-		Instance: []byte(`{"namespace":"default","service":"api","id":"thief","node":"vm-b","mesh_address":"` + s.web.addr + `:7443","ports":[{"name":"default","port":8080}]}`),
+		Instance: []byte(`{"namespace":"default","service":"api","id":"thief","node":"vm-b","mesh_address":"` + s.web.Address + `:7443","ports":[{"name":"default","port":8080}]}`),
 		Status:   []byte(`{"health":"passing"}`),
 	}}})
 	if err == nil && len(registered.GetRefusals()) == 0 {
 		t.Error("vm-a registered an instance of api")
 	}
-	if r := s.meshctl(0, "instances", "api", "-o", "json"); strings.Contains(r.stdout, "thief") {
-		t.Errorf("the instances of api: %s", r.stdout)
+	if r := s.meshctl(0, "instances", "api", "-o", "json"); strings.Contains(r.Stdout, "thief") {
+		t.Errorf("the instances of api: %s", r.Stdout)
 	}
 	stream, err := mesh.Sync(ctx)
 	if err != nil {

@@ -72,17 +72,17 @@ func (n *network) machine(t *testing.T, name, pids, work string) *machine {
 	t.Helper()
 	m := &machine{host: n.host(t, name), work: work}
 	if work == "" {
-		m.work = m.path("home")
+		m.work = m.Path("home")
 		if err := os.Mkdir(m.work, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	m.write(sudoScript, 0o755, "sudo")
-	m.write(fmt.Sprintf(sshScript, pids), 0o755, "ssh")
-	m.write(scpScript, 0o755, "scp")
-	keeper := m.start("machine", "unshare", "--mount", "--uts", "sh", "-c", machineScript, "sh", name, m.dir)
+	m.Write(sudoScript, 0o755, "sudo")
+	m.Write(fmt.Sprintf(sshScript, pids), 0o755, "ssh")
+	m.Write(scpScript, 0o755, "scp")
+	keeper := m.Start("machine", "unshare", "--mount", "--uts", "sh", "-c", machineScript, "sh", name, m.Dir)
 	t.Cleanup(func() { // all that was started there, before the namespace goes
-		out, err := exec.Command("ip", "netns", "pids", m.ns).Output()
+		out, err := exec.Command("ip", "netns", "pids", m.Namespace).Output()
 		if err != nil {
 			t.Error(err)
 		}
@@ -93,12 +93,12 @@ func (n *network) machine(t *testing.T, name, pids, work string) *machine {
 		}
 	})
 	eventually(t, 10*time.Second, name+" is up", func() string {
-		if said := tail(keeper.log, 5); !strings.HasSuffix(said, "ready") {
+		if said := tail(keeper.Log, 5); !strings.HasSuffix(said, "ready") {
 			return "it says " + said
 		}
 		return ""
 	})
-	m.pid = keeper.cmd.Process.Pid
+	m.pid = keeper.PID()
 	if err := os.WriteFile(filepath.Join(pids, name+".pid"), []byte(strconv.Itoa(m.pid)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -108,10 +108,10 @@ func (n *network) machine(t *testing.T, name, pids, work string) *machine {
 // type types a command into a shell of the machine and returns what it printed, and
 // its exit status.
 func (m *machine) typed(command string) (printed string, status int) {
-	m.t.Helper()
-	out, err := os.CreateTemp(m.dir, "typed-*.log")
+	m.T.Helper()
+	out, err := os.CreateTemp(m.Dir, "typed-*.log")
 	if err != nil {
-		m.t.Fatal(err)
+		m.T.Fatal(err)
 	}
 	defer out.Close() //nolint:errcheck // what goes on in the background writes on
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
@@ -125,17 +125,17 @@ func (m *machine) typed(command string) (printed string, status int) {
 	case failed:
 		status = exit.ExitCode()
 	case err != nil:
-		m.t.Fatalf("%s: %v", command, err)
+		m.T.Fatalf("%s: %v", command, err)
 	}
-	return readFile(m.t, out.Name()), status
+	return readFile(m.T, out.Name()), status
 }
 
 // step types a command until it does what the page says, as somebody would who
 // looks again when a daemon that was just started is not up yet.
 func (m *machine) step(where string, s docs.Step) {
-	m.t.Helper()
+	m.T.Helper()
 	background := strings.HasSuffix(s.Command, "&")
-	eventually(m.t, 20*time.Second, fmt.Sprintf("%s, on %s: %s", where, m.name, s.Command), func() string {
+	eventually(m.T, 20*time.Second, fmt.Sprintf("%s, on %s: %s", where, m.Name, s.Command), func() string {
 		printed, status := m.typed(s.Command)
 		if status != s.Status {
 			return fmt.Sprintf("exit %d, the page says %d; it printed:\n%s", status, s.Status, printed)

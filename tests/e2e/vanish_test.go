@@ -37,16 +37,16 @@ func endings(reset bool) []ending {
 		}},
 		{"its process is killed", func(t *testing.T, h *host, addr, first string, upload bool) func() {
 			t.Helper()
-			p := h.start("vanishing", python, "-u", "-c", vanishing, addr[strings.LastIndexByte(addr, ':')+1:], first, fmt.Sprint(upload))
+			p := h.Start("vanishing", python, "-u", "-c", vanishing, addr[strings.LastIndexByte(addr, ':')+1:], first, fmt.Sprint(upload))
 			eventually(t, 10*time.Second, "the client is in the middle of it", func() string {
-				if said := tail(p.log, 1); said != "half way" {
+				if said := tail(p.Log, 1); said != "half way" {
 					return "it says " + said
 				}
 				return ""
 			})
 			return func() {
-				p.kill(syscall.SIGKILL)
-				_ = syscall.Unlink(p.log)
+				p.Kill(syscall.SIGKILL)
+				_ = syscall.Unlink(p.Log)
 			}
 		}},
 	}
@@ -96,7 +96,7 @@ func beginRaw(t *testing.T, h *host, addr, first string, upload bool) net.Conn {
 func TestClientVanishes(t *testing.T) {
 	t.Parallel()
 	m := newReal(t, offer{name: "http", protocol: "http", port: 8601, local: 9601}, offer{name: "tcp", protocol: "tcp", port: 8602, local: 9602})
-	apps := map[string]net.Listener{"http": m.far.listen("127.0.0.1:8601"), "tcp": m.far.listen("127.0.0.1:8602")}
+	apps := map[string]net.Listener{"http": m.far.Listen("127.0.0.1:8601"), "tcp": m.far.Listen("127.0.0.1:8602")}
 	for _, c := range []struct {
 		protocol, addr, first string
 		upload                bool
@@ -178,7 +178,7 @@ func TestServerVanishes(t *testing.T) {
 		{"a chunked response", "127.0.0.1:9601", "127.0.0.1:8601", "GET / HTTP/1.1\r\nHost: app\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", false},
 		{"a session", "127.0.0.1:9602", "127.0.0.1:8602", "hello\n", "half", true},
 	} {
-		l := m.far.listen(c.app)
+		l := m.far.Listen(c.app)
 		client := m.web.connect(c.addr)
 		if err := client.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 			t.Fatal(err)
@@ -244,7 +244,7 @@ func TestLinkIsCut(t *testing.T) {
 // session opens a TCP session to the service "tcp" and has a line pass through it.
 func (m *real) session() (client, app net.Conn) {
 	m.t.Helper()
-	l := m.far.listen("127.0.0.1:8602")
+	l := m.far.Listen("127.0.0.1:8602")
 	client = m.web.connect("127.0.0.1:9602")
 	if _, err := io.WriteString(client, "hello\n"); err != nil {
 		m.t.Fatal(err)
@@ -267,11 +267,11 @@ func (m *real) cutLink() {
 		{"add", "table", "inet", "cut"},
 		{"add", "chain", "inet", "cut", "in", "{ type filter hook input priority 0; }"},
 		{"add", "chain", "inet", "cut", "out", "{ type filter hook output priority 0; }"},
-		{"add", "rule", "inet", "cut", "in", "iifname", "eth0", "ip", "saddr", m.web.addr, "drop"},
-		{"add", "rule", "inet", "cut", "out", "oifname", "eth0", "ip", "daddr", m.web.addr, "drop"},
+		{"add", "rule", "inet", "cut", "in", "iifname", "eth0", "ip", "saddr", m.web.Address, "drop"},
+		{"add", "rule", "inet", "cut", "out", "oifname", "eth0", "ip", "daddr", m.web.Address, "drop"},
 	} {
-		if r := m.far.run("nft", rule...); r.code != 0 {
-			m.t.Fatalf("nft %v: %s", rule, r.stderr)
+		if r := m.far.Run("nft", rule...); r.Code != 0 {
+			m.t.Fatalf("nft %v: %s", rule, r.Stderr)
 		}
 	}
 }
