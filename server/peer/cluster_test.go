@@ -165,6 +165,7 @@ func (s *stand) Removed() {
 type host struct {
 	*peer.Peer
 	id, address string
+	key         ca.ClusterKey
 	cluster     *stand
 	logs        *logs
 	stop        func()
@@ -211,7 +212,7 @@ func start(t *testing.T, w *world, s setup) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{id: s.name + "." + s.instance, address: s.advertise, logs: &logs{}}
+	h := &host{key: s.key, id: s.name + "." + s.instance, address: s.advertise, logs: &logs{}}
 	h.cluster = w.stand(h.id)
 	h.Peer, err = peer.New(peer.Config{
 		Admission: admission, ID: h.id, Listener: s.listener, Advertise: s.advertise, Dir: s.dir, Expect: s.expect, Join: s.join, Resolver: s.resolver,
