@@ -1,6 +1,7 @@
 package fault_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -23,17 +24,17 @@ func TestChild(t *testing.T) {
 	case "point":
 		for range 3 {
 			fault.Point(fault.ApplyBefore)
-			os.Stderr.WriteString("passed\n")
+			fmt.Fprintln(os.Stderr, "passed")
 		}
 	case "err":
 		for range 3 {
 			if err := fault.Err(fault.ApplyBefore); err != nil {
-				os.Stderr.WriteString(err.Error() + "\n")
+				fmt.Fprintln(os.Stderr, err)
 			}
 		}
 	case "bug":
 		if fault.Bug(fault.SkipFsync) {
-			os.Stderr.WriteString("planted\n")
+			fmt.Fprintln(os.Stderr, "planted")
 		}
 	}
 }

@@ -32,7 +32,8 @@ type Engine interface {
 	// Errors, all of which but ErrUnknownOutcome mean that nothing was applied:
 	// ErrInvalid and ErrTooLarge (see Txn.Validate), *ConflictError (which is
 	// ErrConflict) when a check or txn.Generation does not hold, ErrNotLeader
-	// when txn.Leader does not hold, ErrNoLeader, ErrClosed, ctx's error.
+	// when txn.Leader does not hold, ErrDiskFull, ErrNoLeader, ErrClosed, ctx's
+	// error.
 	// ErrUnknownOutcome says that the transaction may have been applied, or may
 	// still be: read again and compare the content before a retry. It wraps its
 	// cause, so it may be ctx's error or ErrClosed as well: test for it first.

@@ -30,6 +30,9 @@ var (
 	ErrStageLost = errors.New("stage lost")
 	// ErrClosed says that the engine is closed.
 	ErrClosed = errors.New("store closed")
+	// ErrDiskFull says that the server that leads has no room for a write, which
+	// was not applied. Reads go on, and writes when there is room again.
+	ErrDiskFull = errors.New("disk full")
 	// ErrCorrupt says that stored or dumped bytes are damaged.
 	ErrCorrupt = errors.New("corrupt data")
 )

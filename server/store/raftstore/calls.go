@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshd/meshd/server/fault"
 	"github.com/meshd/meshd/server/store"
 )
 
@@ -52,44 +53,47 @@ func (w *watcher) Next(ctx context.Context) (store.Batch, error) {
 	return w.inner.Next(ctx)
 }
 
-// Commit implements store.Engine.
+// Commit implements store.Engine. A leader-only transaction does not travel: it
+// belongs to the member that leads.
 func (e *Engine) Commit(ctx context.Context, txn store.Txn) (store.Position, error) {
 	if err := txn.Validate(); err != nil {
 		return store.Position{}, err
 	}
-	epoch := e.epoch.Load()
-	if txn.Leader && epoch == 0 {
-		if err := e.enter(ctx); err != nil {
-			return store.Position{}, err
-		}
+	if err := e.enter(ctx); err != nil {
+		return store.Position{}, err
+	}
+	c := command{Kind: commandCommit, Txn: txn}
+	if !txn.Leader {
+		o, err := e.change(ctx, c)
+		return o.position, err
+	}
+	_, leads, _ := e.current()
+	if c.Epoch = e.epoch.Load(); c.Epoch == 0 || leads == nil {
 		return store.Position{}, store.ErrNotLeader
 	}
-	o, err := e.apply(ctx, command{Kind: commandCommit, Txn: txn, Epoch: epoch})
+	o, err := e.apply(ctx, c.encode())
 	return o.position, err
 }
 
-// Barrier implements store.Engine. Everything acknowledged before the call was
-// acknowledged by this leader, and so is applied here, or by an earlier one, and
-// so was applied when this term began. It remains to ask a majority whether
-// there is a later leader, which costs no disk write.
+// Barrier implements store.Engine.
 func (e *Engine) Barrier(ctx context.Context) (store.Position, error) {
 	if err := e.enter(ctx); err != nil {
 		return store.Position{}, err
 	}
-	r, before, _ := e.current()
-	if before == nil {
-		return store.Position{}, fmt.Errorf("barrier: %w", e.noLeader(r))
-	}
-	done := make(chan error, 1)
-	if !e.spawn(func() { done <- r.VerifyLeader().Error() }) {
-		return store.Position{}, store.ErrClosed
-	}
-	select {
-	case err := <-done:
-		if err != nil || r.CurrentTerm() != before.number {
-			return store.Position{}, fmt.Errorf("barrier: %w", e.noLeader(r))
-		}
+	if fault.Bug(fault.StaleAsLinearizable) {
 		return e.space.Position(), nil
+	}
+	shared := e.reads.join(e.spawn, func() (store.Position, error) {
+		ctx, stop := context.WithTimeout(e.life, e.patience())
+		defer stop()
+		return e.barrier(ctx)
+	})
+	select {
+	case <-shared.done:
+		if shared.err != nil {
+			return store.Position{}, fmt.Errorf("barrier: %w", shared.err)
+		}
+		return shared.position, e.await(ctx, shared.position.Revision)
 	case <-e.closing:
 		return store.Position{}, store.ErrClosed
 	case <-ctx.Done():
@@ -110,37 +114,31 @@ func (e *Engine) noLeader(r *raft.Raft) error {
 	return store.ErrNoLeader
 }
 
-// apply brings one command through the log. The error is that of the command, or
-// one of those that store.Engine.Commit lists.
-func (e *Engine) apply(ctx context.Context, c command) (outcome, error) {
-	if err := e.enter(ctx); err != nil {
-		return outcome{}, err
-	}
+// reply is what Raft says to a command.
+type reply struct {
+	outcome outcome
+	err     error
+}
+
+// apply brings one encoded command through the log of this member, which leads.
+// The error is that of the command, or one of those that store.Engine.Commit
+// lists. Data is kept.
+func (e *Engine) apply(ctx context.Context, data []byte) (outcome, error) {
 	r, leads, _ := e.current()
 	if leads == nil {
 		return outcome{}, e.noLeader(r)
 	}
-	type reply struct {
-		outcome outcome
-		err     error
+	if err := e.writes.stalled(); err != nil {
+		return outcome{}, fmt.Errorf("%w on this server: %w", store.ErrNoLeader, err)
 	}
 	done := make(chan reply, 1)
-	data := c.encode()
-	spawned := e.spawn(func() {
-		f := r.Apply(data, enqueueTimeout)
-		if err := f.Error(); err != nil {
-			done <- reply{err: err}
-			return
-		}
-		o, ok := f.Response().(outcome)
-		if !ok {
-			done <- reply{err: fmt.Errorf("the log answered with a %T", f.Response())}
-			return
-		}
-		done <- reply{outcome: o}
-	})
-	if !spawned {
+	if !e.spawn(func() { done <- submit(r, data) }) {
 		return outcome{}, store.ErrClosed
+	}
+	if fault.Bug(fault.AnswerBeforeCommit) {
+		if o, ok := e.foresee(data); ok {
+			return o, nil
+		}
 	}
 	select {
 	case got := <-done:
@@ -155,6 +153,33 @@ func (e *Engine) apply(ctx context.Context, c command) (outcome, error) {
 	}
 }
 
+func submit(r *raft.Raft, data []byte) reply {
+	f := r.Apply(data, enqueueTimeout)
+	if err := f.Error(); err != nil {
+		return reply{err: err}
+	}
+	o, ok := f.Response().(outcome)
+	if !ok {
+		return reply{err: fmt.Errorf("the log answered with a %T", f.Response())}
+	}
+	return reply{outcome: o}
+}
+
+// foresee is the planted bug AnswerBeforeCommit: what a transaction would lead to
+// if it were applied now.
+func (e *Engine) foresee(data []byte) (outcome, bool) {
+	c, err := decodeCommand(data)
+	at := e.space.Position()
+	if err != nil || c.Kind != commandCommit || len(c.Txn.Ops) == 0 || c.Txn.Leader {
+		return outcome{}, false
+	}
+	if _, err := e.space.Commit(store.Txn{Generation: c.Txn.Generation, Checks: c.Txn.Checks}, 0); err != nil {
+		return outcome{}, false
+	}
+	at.Revision++
+	return outcome{position: at}, true
+}
+
 // translate turns an error of raft.Apply into one of the contract. All that Raft
 // does not promise to be without effect has an unknown outcome: an entry whose
 // write failed may be on the disk, and one without a majority may get it later.
@@ -162,6 +187,8 @@ func (e *Engine) translate(r *raft.Raft, err error) error {
 	switch {
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return e.noLeader(r)
+	case errors.Is(err, store.ErrDiskFull):
+		return err // refused before anything was written
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return fmt.Errorf("%w that takes writes: none was taken for %v", store.ErrNoLeader, enqueueTimeout)
 	case errors.Is(err, raft.ErrRaftShutdown):
@@ -174,7 +201,7 @@ func (e *Engine) translate(r *raft.Raft, err error) error {
 // Stage implements store.Engine.
 func (e *Engine) Stage(ctx context.Context) (store.Stage, error) {
 	s := &stage{engine: e, generation: store.NewGeneration()}
-	if _, err := e.apply(ctx, command{Kind: commandOpenStage, Generation: s.generation}); err != nil {
+	if _, err := e.change(ctx, command{Kind: commandOpenStage, Generation: s.generation}); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -194,18 +221,18 @@ func (s *stage) Write(ctx context.Context, ops []store.Op) error {
 	if err := txn.Validate(); err != nil {
 		return err
 	}
-	_, err := s.engine.apply(ctx, command{Kind: commandWriteStage, Generation: s.generation, Txn: txn})
+	_, err := s.engine.change(ctx, command{Kind: commandWriteStage, Generation: s.generation, Txn: txn})
 	return err
 }
 
 // Activate implements store.Stage.
 func (s *stage) Activate(ctx context.Context, from store.Position) (store.Position, error) {
-	o, err := s.engine.apply(ctx, command{Kind: commandActivate, Generation: s.generation, From: from})
+	o, err := s.engine.change(ctx, command{Kind: commandActivate, Generation: s.generation, From: from})
 	return o.position, err
 }
 
 // Discard implements store.Stage.
 func (s *stage) Discard(ctx context.Context) error {
-	_, err := s.engine.apply(ctx, command{Kind: commandDropStage, Generation: s.generation})
+	_, err := s.engine.change(ctx, command{Kind: commandDropStage, Generation: s.generation})
 	return err
 }

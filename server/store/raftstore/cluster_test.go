@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,30 +17,73 @@ import (
 	"github.com/meshd/meshd/server/store/raftstore"
 )
 
-// cluster is three members on one in-process network.
+// cluster is some members on one in-process network.
 type cluster struct {
+	mu         sync.Mutex
 	members    []*member
 	transports []*raft.InmemTransport
+	cut        map[string]bool // addresses that can't forward or be forwarded to
 }
 
-func newCluster(t *testing.T) *cluster {
+// forward hands requests to a member's Engine without a network.
+func (c *cluster) forward(from string) func(context.Context, string, string, []byte) ([]byte, error) {
+	return func(ctx context.Context, id, address string, request []byte) ([]byte, error) {
+		c.mu.Lock()
+		var to *member
+		for _, m := range c.members {
+			if m != nil && m.cfg.ID == id {
+				to = m
+			}
+		}
+		cut := c.cut[from] || c.cut[address]
+		c.mu.Unlock()
+		if to == nil || cut {
+			return nil, fmt.Errorf("dial %s: %w", address, store.ErrNoLeader)
+		}
+		return to.Serve(ctx, slices.Clone(request))
+	}
+}
+
+// newCluster founds a cluster of n members.
+func newCluster(t *testing.T, n int) *cluster {
 	t.Helper()
-	c := &cluster{}
-	var servers []raftstore.Member
-	for i := range 3 {
-		address, transport := raft.NewInmemTransport("")
-		servers = append(servers, raftstore.Member{ID: fmt.Sprintf("server-%d", i), Address: string(address)})
-		c.transports = append(c.transports, transport)
-	}
-	for i := range c.transports {
-		c.connect(i)
-	}
-	for i, transport := range c.transports {
+	return newClusterOf(t, n, func(*raftstore.Config) {})
+}
+
+func newClusterOf(t *testing.T, n int, edit func(*raftstore.Config)) *cluster {
+	t.Helper()
+	c := &cluster{cut: map[string]bool{}}
+	var all []raftstore.Member
+	for i := range n {
 		cfg := small(filepath.Join(t.TempDir(), "state"))
-		cfg.ID, cfg.Transport, cfg.Members = servers[i].ID, transport, servers
-		c.members = append(c.members, run(t, cfg))
+		cfg.CommitInterval = time.Millisecond
+		edit(&cfg)
+		m := c.start(t, cfg, fmt.Sprintf("server-%d", i))
+		all = append(all, raftstore.Member{ID: m.cfg.ID, Address: string(m.cfg.Transport.LocalAddr())})
+	}
+	if err := c.members[n-1].Found(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range c.members {
+		serving(t, m)
 	}
 	return c
+}
+
+// start runs one more member, which belongs to no cluster yet.
+func (c *cluster) start(t *testing.T, cfg raftstore.Config, id string) *member {
+	t.Helper()
+	address, transport := raft.NewInmemTransport("")
+	cfg.ID, cfg.Transport, cfg.Forward = id, transport, c.forward(string(address))
+	c.mu.Lock()
+	c.transports = append(c.transports, transport)
+	c.mu.Unlock()
+	c.connect(len(c.transports) - 1)
+	m := run(t, cfg)
+	c.mu.Lock()
+	c.members = append(c.members, m)
+	c.mu.Unlock()
+	return m
 }
 
 func (c *cluster) connect(i int) {
@@ -46,6 +91,9 @@ func (c *cluster) connect(i int) {
 		c.transports[i].Connect(other.LocalAddr(), other)
 		other.Connect(c.transports[i].LocalAddr(), c.transports[i])
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.cut, string(c.transports[i].LocalAddr()))
 }
 
 func (c *cluster) isolate(i int) {
@@ -53,6 +101,9 @@ func (c *cluster) isolate(i int) {
 	for _, other := range c.transports {
 		other.Disconnect(c.transports[i].LocalAddr())
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[string(c.transports[i].LocalAddr())] = true
 }
 
 // reign is a run of Lead's function on one member.
@@ -103,7 +154,7 @@ func (c *cluster) next(t *testing.T, reigns <-chan reign, key string) (reign, st
 // A leader that is cut off stops leading, another one takes over, nothing that
 // was acknowledged is lost, and the old leader's writes do not get in.
 func TestFailover(t *testing.T) {
-	c := newCluster(t)
+	c := newCluster(t, 3)
 	reigns := c.campaign(t)
 	first, p1 := c.next(t, reigns, "first")
 	old := c.members[first.member]
@@ -111,11 +162,11 @@ func TestFailover(t *testing.T) {
 		if i == first.member {
 			continue
 		}
-		if _, err := m.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: "x"}}}); !errors.Is(err, store.ErrNoLeader) {
-			t.Errorf("commit on a follower: %v", err)
+		if _, err := leaderWrite(t.Context(), m, "x"); !errors.Is(err, store.ErrNotLeader) {
+			t.Errorf("a leader-only commit on a follower: %v", err)
 		}
-		if _, err := m.Barrier(t.Context()); !errors.Is(err, store.ErrNoLeader) {
-			t.Errorf("barrier on a follower: %v", err)
+		if p, err := m.Barrier(t.Context()); err != nil || !p.Covers(p1) {
+			t.Errorf("barrier on a follower: %v, %v", p, err)
 		}
 		follow(t, m, p1)
 	}

@@ -20,6 +20,7 @@ const (
 	commandWriteStage commandKind = 6
 	commandActivate   commandKind = 7
 	commandDropStage  commandKind = 8
+	commandMark       commandKind = 9 // hash the state
 )
 
 // command is one entry of the log: a change of the Space.
@@ -42,8 +43,21 @@ const maxName = 256
 
 var errCommand = errors.New("not a command of this version")
 
-// encode returns the bytes of c. decodeCommand reads them back.
-func (c command) encode() []byte {
+// travels reports whether the leader takes c from another member. The others are
+// of the leader itself.
+func (c command) travels() bool {
+	switch c.Kind {
+	case commandCommit:
+		return !c.Txn.Leader
+	case commandOpenStage, commandWriteStage, commandActivate, commandDropStage, commandMark:
+		return true
+	case commandBegin, commandClaim, commandResign:
+	}
+	return false
+}
+
+// size is not less than the length of the encoded c.
+func (c command) size() int {
 	size := 64 + len(c.Generation) + len(c.Holder) + len(c.Txn.Generation) + len(c.From.Generation)
 	for _, check := range c.Txn.Checks {
 		size += len(check.Key) + 12
@@ -51,8 +65,16 @@ func (c command) encode() []byte {
 	for _, op := range c.Txn.Ops {
 		size += len(op.Key) + len(op.Value) + 8
 	}
-	b := append(make([]byte, 0, size), byte(c.Kind))
+	return size
+}
+
+// encode returns the bytes of c. decodeCommand reads them back.
+func (c command) encode() []byte { return c.appendTo(make([]byte, 0, c.size())) }
+
+func (c command) appendTo(b []byte) []byte {
+	b = append(b, byte(c.Kind))
 	switch c.Kind {
+	case commandMark:
 	case commandBegin, commandOpenStage, commandDropStage:
 		b = appendText(b, c.Generation)
 	case commandClaim:
@@ -102,6 +124,7 @@ func decodeCommand(b []byte) (command, error) {
 	d := decoder{b: b}
 	c := command{Kind: commandKind(d.byte())}
 	switch c.Kind {
+	case commandMark:
 	case commandBegin, commandOpenStage, commandDropStage:
 		c.Generation = d.generation()
 	case commandClaim:
@@ -113,7 +136,7 @@ func decodeCommand(b []byte) (command, error) {
 		c.Txn.Ops = d.ops()
 	case commandActivate:
 		c.Generation = d.generation()
-		c.From = store.Position{Generation: string(d.blob(maxName)), Revision: d.number()}
+		c.From = d.position()
 	case commandCommit:
 		flags := d.byte()
 		d.demand(flags&^flagLeader == 0, "unknown flags")
@@ -197,6 +220,10 @@ func (d *decoder) generation() string {
 	name := string(d.blob(maxName))
 	d.demand(d.err != nil || store.ValidateGeneration(name) == nil, "not the name of a generation")
 	return name
+}
+
+func (d *decoder) position() store.Position {
+	return store.Position{Generation: string(d.blob(maxName)), Revision: d.number()}
 }
 
 func (d *decoder) ops() []store.Op {

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -8,7 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Config says where an engine keeps its state and who its peers are. The zero
+// Config says where an engine keeps its state and how it reaches its peers. The zero
 // value of every field but Dir and ID is usable.
 type Config struct {
 	// Dir is the state directory. It is created with mode 0700 if it does not
@@ -18,12 +19,14 @@ type Config struct {
 	// ID names this server for ever. Renaming it makes it another member.
 	ID string
 	// Transport connects the members. Nil is for a lone server: it talks to
-	// itself inside of the process. The engine closes a transport that has a
-	// Close method.
+	// itself inside of the process and founds its cluster by itself. The engine
+	// closes a transport that has a Close method.
 	Transport raft.Transport
-	// Members are the servers of a new cluster, this one included, the same list
-	// on each. It matters only while Dir is empty. Empty means this server alone.
-	Members []Member
+	// Forward hands a request to Serve of the member id at address, the leader,
+	// and returns its reply. An error that wraps store.ErrNoLeader says that
+	// nothing was sent; after any other the leader may have done what it was asked.
+	// Nil is for members that do not serve while another one leads.
+	Forward func(ctx context.Context, id, address string, request []byte) (reply []byte, err error)
 
 	// HeartbeatTimeout is how long a follower waits for its leader, Election-
 	// Timeout how long a candidate waits for votes, LeaderLease how long a leader
@@ -33,6 +36,9 @@ type Config struct {
 	HeartbeatTimeout time.Duration
 	ElectionTimeout  time.Duration
 	LeaderLease      time.Duration
+	// CommitInterval is after how long without a write followers are told what is
+	// committed, and how often again. 0 means 10 ms.
+	CommitInterval time.Duration
 
 	// SegmentBytes is the size of a file of the log, allocated in advance.
 	// 0 means 64 MiB.
@@ -45,7 +51,7 @@ type Config struct {
 	TrailingEntries  uint64
 }
 
-// Member is a server of a new cluster.
+// Member is a server of a cluster.
 type Member struct {
 	ID      string
 	Address string // in the form that the Transport dials
@@ -62,17 +68,11 @@ func (c Config) withDefaults() Config {
 	set(&c.HeartbeatTimeout, 500*time.Millisecond)
 	set(&c.ElectionTimeout, 500*time.Millisecond)
 	set(&c.LeaderLease, 250*time.Millisecond)
+	set(&c.CommitInterval, 10*time.Millisecond)
 	set(&c.SegmentBytes, 64<<20)
 	set(&c.SnapshotEntries, 8192)
 	set(&c.SnapshotInterval, 30*time.Second)
 	set(&c.TrailingEntries, 10240)
-	if len(c.Members) == 0 {
-		address := loneAddress
-		if c.Transport != nil {
-			address = string(c.Transport.LocalAddr())
-		}
-		c.Members = []Member{{ID: c.ID, Address: address}}
-	}
 	return c
 }
 
@@ -100,21 +100,6 @@ func (c Config) Validate() error {
 	wrong(d.LeaderLease < 5*time.Millisecond, "LeaderLease: %v is less than 5ms", d.LeaderLease)
 	wrong(d.LeaderLease > d.HeartbeatTimeout, "LeaderLease: %v is more than HeartbeatTimeout, %v", d.LeaderLease, d.HeartbeatTimeout)
 	wrong(d.SnapshotInterval < 5*time.Millisecond, "SnapshotInterval: %v is less than 5ms", d.SnapshotInterval)
-	wrong(d.Transport == nil && len(d.Members) > 1, "Members: %d servers need a Transport", len(d.Members))
-	seen := map[string]bool{}
-	for _, m := range d.Members {
-		wrong(m.ID == "" || m.Address == "", "Members: a server needs an ID and an Address, one has %q and %q", m.ID, m.Address)
-		wrong(seen[m.ID], "Members: %q appears twice", m.ID)
-		seen[m.ID] = true
-	}
-	wrong(!seen[d.ID], "Members: this server, %q, is not among them", d.ID)
+	wrong(d.CommitInterval < time.Millisecond, "CommitInterval: %v is less than 1ms", d.CommitInterval)
 	return errors.Join(errs...)
-}
-
-func (c Config) servers() []raft.Server {
-	servers := make([]raft.Server, 0, len(c.Members))
-	for _, m := range c.Members {
-		servers = append(servers, raft.Server{ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Address)})
-	}
-	return servers
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/server/store"
@@ -35,16 +36,17 @@ const snapshotsKept = 2
 //	wal/        the log, and Raft's term and vote
 //	snapshots/  saved states
 type disk struct {
+	dir       string
 	lock      *os.File
 	log       *guardedLog
-	snapshots *raft.FileSnapshotStore
+	snapshots snapshots
 }
 
 // openDisk opens or creates the state directory and checks that everything in it
 // can be read. Fatal is called, from any goroutine, with the first error of a
 // later write.
-func openDisk(cfg Config, logger hclog.Logger, fatal func(error)) (_ *disk, err error) {
-	d := &disk{}
+func openDisk(cfg Config, logger hclog.Logger, fatal func(error), writes *watchdog) (_ *disk, err error) {
+	d := &disk{dir: cfg.Dir}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -60,13 +62,28 @@ func openDisk(cfg Config, logger hclog.Logger, fatal func(error)) (_ *disk, err 
 	if err := os.MkdirAll(logDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the log's directory: %w", err)
 	}
-	entries, err := wal.Open(logDir, wal.WithSegmentSize(cfg.SegmentBytes), wal.WithLogger(logger.Named("wal")))
+	meta := &metaFile{}
+	files, err := meta.Load(logDir)
+	if err == nil {
+		err = checkTail(logDir, files)
+	}
+	var entries *wal.WAL
+	if err == nil {
+		entries, err = wal.Open(logDir, wal.WithMetaStore(meta), wal.WithSegmentSize(cfg.SegmentBytes), wal.WithLogger(logger.Named("wal")))
+	}
+	if errors.Is(err, types.ErrCorrupt) || errors.Is(err, store.ErrCorrupt) {
+		return nil, damaged(fmt.Errorf("open the log: %w", err), cfg.Dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the log in %s: %w", logDir, err)
 	}
-	d.log = &guardedLog{WAL: entries, fatal: fatal}
-	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(cfg.Dir, snapshotsKept, logger.Named("snapshot")); err != nil {
-		return nil, fmt.Errorf("open the snapshots in %s: %w", cfg.Dir, err)
+	d.log = &guardedLog{WAL: entries, fatal: fatal, writes: writes}
+	if d.snapshots, err = openSnapshots(cfg.Dir, logger); err != nil {
+		return nil, err
+	}
+	// The names of the folders that were made, and that of the directory.
+	if err := errors.Join(syncDir(cfg.Dir), syncDir(filepath.Dir(cfg.Dir))); err != nil {
+		return nil, fmt.Errorf("sync the state directory: %w", err)
 	}
 	return d, d.verify()
 }
@@ -127,7 +144,7 @@ func (d *disk) verify() error {
 	if len(snapshots) > 0 {
 		saved = snapshots[0].Index
 		if err := d.verifySnapshot(snapshots[0].ID); err != nil {
-			return damaged(fmt.Errorf("snapshot %s: %w", snapshots[0].ID, err))
+			return damaged(fmt.Errorf("snapshot %s: %w", snapshots[0].ID, err), d.dir)
 		}
 	}
 	first, err := d.log.FirstIndex()
@@ -139,22 +156,24 @@ func (d *disk) verify() error {
 		return fmt.Errorf("find the last log entry: %w", err)
 	}
 	if first > saved+1 {
-		return damaged(fmt.Errorf("the log begins with entry %d, the newest readable snapshot ends with %d", first, saved))
+		return damaged(fmt.Errorf("the log begins with entry %d, the newest readable snapshot ends with %d", first, saved), d.dir)
 	}
 	var entry raft.Log
 	for i := max(first, 1); i <= last; i++ {
 		if err := d.log.GetLog(i, &entry); err != nil {
-			return damaged(fmt.Errorf("log entry %d: %w", i, err))
+			return damaged(fmt.Errorf("log entry %d: %w", i, err), d.dir)
 		}
 		if entry.Index != i {
-			return damaged(fmt.Errorf("log entry %d says that it is %d", i, entry.Index))
+			return damaged(fmt.Errorf("log entry %d says that it is %d", i, entry.Index), d.dir)
 		}
 	}
 	return nil
 }
 
-func damaged(err error) error {
-	return fmt.Errorf("%w: %w; restore a backup, or empty the state directory if other servers have the state", store.ErrCorrupt, err)
+// damaged tells how to heal a state that can't be read.
+func damaged(err error, dir string) error {
+	return fmt.Errorf("%w: %w; if other servers have the state, run 'mv %s %s.damaged' and start this server: "+
+		"it joins as a new member; if it was the only one, do the same and restore a snapshot", store.ErrCorrupt, err, dir, dir)
 }
 
 func (d *disk) verifySnapshot(id string) (err error) {
@@ -174,6 +193,7 @@ type guardedLog struct {
 	*wal.WAL
 
 	fatal  func(error)
+	writes *watchdog
 	broken atomic.Pointer[error]
 }
 
@@ -181,7 +201,9 @@ func (g *guardedLog) guard(what string, write func() error) error {
 	if err := g.broken.Load(); err != nil {
 		return *err
 	}
+	ended := g.writes.begin()
 	err := write()
+	ended()
 	if err == nil {
 		return nil
 	}
@@ -195,7 +217,7 @@ func (g *guardedLog) guard(what string, write func() error) error {
 // GetLog implements raft.LogStore. A damaged entry is fatal: it must never be
 // applied, and Raft panics when it can't read what it needs.
 func (g *guardedLog) GetLog(index uint64, entry *raft.Log) error {
-	err := g.WAL.GetLog(index, entry)
+	err := g.get(index, entry)
 	if errors.Is(err, raft.ErrLogNotFound) {
 		return err
 	}
@@ -207,6 +229,17 @@ func (g *guardedLog) GetLog(index uint64, entry *raft.Log) error {
 		g.fatal(err)
 	}
 	return err
+}
+
+// get reads an entry. The decoder of raft-wal panics on some lengths that are
+// damaged.
+func (g *guardedLog) get(index uint64, entry *raft.Log) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", store.ErrCorrupt, p)
+		}
+	}()
+	return g.WAL.GetLog(index, entry)
 }
 
 // StoreLog implements raft.LogStore.

@@ -3,7 +3,9 @@
 //
 // Each member holds the whole state in memory as a store.Space. The log on disk
 // holds what the last snapshot does not; a write is acknowledged when a majority
-// has synced it. Writes that wait at the same time share a sync.
+// has synced it. Writes that wait at the same time share a sync. All members take
+// writes and linearizable reads: a follower hands them to the leader and answers
+// when its own state has caught up.
 //
 // DESIGN.md in server/store has the reasons.
 package raftstore
@@ -20,32 +22,41 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"github.com/meshd/meshd/server/fault"
 	"github.com/meshd/meshd/server/store"
 )
 
-// drainPatience bounds how long Run waits for Raft to answer what was asked, and
-// shutdownPatience how long it waits for Raft to end after a fatal error: the
-// disk may hang for ever.
+// drainPatience bounds how long Run waits for Raft to answer what was asked.
+// failPatience bounds everything that Run does after a fatal error: the disk may
+// hang for ever, and the process has to end.
 const (
-	drainPatience    = 2 * time.Second
-	shutdownPatience = 3 * time.Second
+	drainPatience = 2 * time.Second
+	failPatience  = 500 * time.Millisecond
 )
 
 // ErrRunning says that Run was called twice.
 var ErrRunning = errors.New("engine runs already")
 
+// ErrRemoved says that this member was removed from its cluster. It can't return
+// under its ID: its state directory has to be moved away first.
+var ErrRemoved = errors.New("this server was removed from its cluster")
+
 // Engine is a member of the cluster. It serves while Run runs; calls that come
-// before it serves wait.
+// before it serves wait. It serves when it has seen a leader and has caught up
+// with it.
 //
-// Commit, Barrier, Stage and the methods of a Stage work on the member that Raft
-// has made leader; on the others they return store.ErrNoLeader. List and Watch
-// work on all members.
+// All calls work on every member: Commit, Barrier, Stage and the methods of a
+// Stage go to the leader. While there is none they wait for two elections, then
+// they return store.ErrNoLeader.
 type Engine struct {
-	cfg   Config
-	log   *slog.Logger
-	space *store.Space
+	cfg    Config
+	log    *slog.Logger
+	space  *store.Space
+	writes watchdog
 
 	started atomic.Bool
+	life    context.Context //nolint:containedctx // ends with closing, for calls that take a context
+	stop    context.CancelFunc
 	once    sync.Once     // closes closing
 	closing chan struct{} // no call is served any more
 	stopped chan struct{} // Run has returned
@@ -55,14 +66,21 @@ type Engine struct {
 
 	leading atomic.Bool   // a call of Lead is at work
 	epoch   atomic.Uint64 // of the claim under which Lead's function runs now, or 0
+	reads   rounds        // of Barrier
 
 	mu       sync.Mutex
-	raft     *raft.Raft     // set before ready
+	raft     *raft.Raft // set before ready
+	wire     *wire      // set with raft
+	lines    map[raft.ServerID]chan struct{}
 	term     *term          // not nil while this member leads and its state is complete
 	turn     chan struct{}  // closed when term changes
+	news     chan struct{}  // closed when the leader or the servers change
+	led      time.Time      // when this member led last, or started
 	hold     *tenure        // not nil while Lead's function runs
 	requests sync.WaitGroup // goroutines that wait for Raft
 	drained  bool           // there will be no further ones
+	reach    reach          // who waits for a revision
+	marks    marks          // hashes of the state
 }
 
 // term is one uninterrupted leadership of Raft.
@@ -78,59 +96,68 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the store: %w", err)
 	}
+	life, stop := context.WithCancel(context.Background())
 	return &Engine{
 		cfg:     cfg.withDefaults(),
 		log:     log,
 		space:   store.NewSpace(),
+		life:    life,
+		stop:    stop,
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 		ready:   make(chan struct{}),
 		fatal:   make(chan error, 1),
+		lines:   make(map[raft.ServerID]chan struct{}),
 		turn:    make(chan struct{}),
+		news:    make(chan struct{}),
 	}, nil
 }
 
 // Run opens the state directory, joins the cluster and serves until ctx ends or
 // Close, when it returns nil, or until the first error that this process must
-// not go on after: a failed write or sync, or damaged data. The caller must then
-// end the process; whether the last writes are on the disk is only known after a
-// restart. Run may be called once.
+// not go on after: a failed write or sync, damaged data, or ErrRemoved. The caller
+// must then end the process; whether the last writes are on the disk is only
+// known after a restart. A leader whose ctx ends hands the leadership over first.
+// Run may be called once.
 func (e *Engine) Run(ctx context.Context) error {
 	if !e.started.CompareAndSwap(false, true) {
 		return fmt.Errorf("run the store: %w", ErrRunning)
 	}
 	defer close(e.stopped)
 	defer e.shut()
+	if err := fault.Check(); err != nil {
+		return fmt.Errorf("run the store: %w", err)
+	}
 	logger := newLogger(e.log)
-	d, err := openDisk(e.cfg, logger, e.fail)
+	d, err := openDisk(e.cfg, logger, e.fail, &e.writes)
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
 	transport := e.cfg.Transport
 	if transport == nil {
-		_, lone := raft.NewInmemTransport(loneAddress)
-		lone.Connect(loneAddress, lone)
-		transport = lone
+		_, transport = raft.NewInmemTransport(loneAddress)
 	}
-	r, err := e.start(d, transport, logger)
+	w := newWire(transport, e.writes.stalled)
+	r, err := e.start(d, w, logger)
 	if err != nil {
-		return errors.Join(fmt.Errorf("start the store: %w", err), closeTransport(transport), d.close())
+		return errors.Join(fmt.Errorf("start the store: %w", err), w.close(), d.close())
 	}
-	e.nominate(r, transport)
+	e.nominate(r)
 
 	err = e.serve(ctx, r)
 	e.shut()
 	stop := func() error {
 		e.drain()
-		shutdown := r.Shutdown().Error()
-		return errors.Join(shutdown, closeTransport(transport), d.close())
+		shutdown := r.Shutdown()
+		closed := w.close() // what waits for another member need not wait longer
+		return errors.Join(shutdown.Error(), closed, d.close())
 	}
 	if err == nil {
 		return stop()
 	}
 	done := make(chan error, 1)
 	go func() { done <- stop() }()
-	timer := time.NewTimer(shutdownPatience)
+	timer := time.NewTimer(failPatience)
 	defer timer.Stop()
 	select {
 	case <-done: //nolint:errcheck // what follows the fatal error says nothing new
@@ -148,7 +175,12 @@ func (e *Engine) fail(err error) {
 }
 
 // shut wakes every waiter with store.ErrClosed.
-func (e *Engine) shut() { e.once.Do(func() { close(e.closing) }) }
+func (e *Engine) shut() {
+	e.once.Do(func() {
+		close(e.closing)
+		e.stop()
+	})
+}
 
 // Close implements store.Engine: it ends Run and waits for it.
 func (e *Engine) Close() error {
@@ -159,24 +191,14 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-func closeTransport(t raft.Transport) error {
-	if c, ok := t.(raft.WithClose); ok {
-		return c.Close()
-	}
-	return nil
-}
-
-func (e *Engine) start(d *disk, transport raft.Transport, logger hclog.Logger) (*raft.Raft, error) {
-	logs, err := raft.NewLogCache(512, d.log)
-	if err != nil {
-		return nil, err
-	}
+func (e *Engine) raftConfig(logger hclog.Logger) *raft.Config {
 	cfg := raft.DefaultConfig()
 	cfg.LocalID = raft.ServerID(e.cfg.ID)
 	cfg.Logger = logger
 	cfg.HeartbeatTimeout = e.cfg.HeartbeatTimeout
 	cfg.ElectionTimeout = e.cfg.ElectionTimeout
 	cfg.LeaderLeaseTimeout = e.cfg.LeaderLease
+	cfg.CommitTimeout = e.cfg.CommitInterval
 	cfg.SnapshotThreshold = e.cfg.SnapshotEntries
 	cfg.SnapshotInterval = e.cfg.SnapshotInterval
 	cfg.TrailingLogs = e.cfg.TrailingEntries
@@ -185,48 +207,52 @@ func (e *Engine) start(d *disk, transport raft.Transport, logger hclog.Logger) (
 	// is never answered.
 
 	cfg.NoLegacyTelemetry = true
+	return cfg
+}
 
-	known, err := raft.HasExistingState(logs, d.log, d.snapshots)
+func (e *Engine) start(d *disk, w *wire, logger hclog.Logger) (*raft.Raft, error) {
+	logs, err := raft.NewLogCache(512, d.log)
 	if err != nil {
-		return nil, fmt.Errorf("look for an existing state: %w", err)
+		return nil, err
 	}
-	if !known {
-		members := raft.Configuration{Servers: e.cfg.servers()}
-		if err := raft.BootstrapCluster(cfg, logs, d.log, d.snapshots, transport, members); err != nil {
-			return nil, fmt.Errorf("begin a new cluster: %w", err)
+	cfg := e.raftConfig(logger)
+	if e.cfg.Transport == nil {
+		known, err := raft.HasExistingState(logs, d.log, d.snapshots)
+		if err != nil {
+			return nil, fmt.Errorf("look for an existing state: %w", err)
+		}
+		alone := configuration([]Member{{ID: e.cfg.ID, Address: string(w.LocalAddr())}})
+		if !known {
+			if err := raft.BootstrapCluster(cfg, logs, d.log, d.snapshots, w, alone); err != nil {
+				return nil, fmt.Errorf("begin a new cluster: %w", err)
+			}
 		}
 	}
-	r, err := raft.NewRaft(cfg, &machine{space: e.space, fatal: e.fail, moved: e.claimMoved}, logs, d.log, d.snapshots, transport)
+	r, err := raft.NewRaft(cfg, e.newMachine(), logs, d.log, d.snapshots, w)
 	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
-	e.raft = r
+	e.raft, e.wire, e.led = r, w, time.Now()
+	e.tellLocked()
 	e.mu.Unlock()
 	return r, nil
 }
 
 // nominate lets a server that is alone in its cluster stand for election at
-// once, instead of after a heartbeat time-out: there is nobody to wait for. If it
-// fails, the time-out does the same.
-func (e *Engine) nominate(r *raft.Raft, transport raft.Transport) {
-	members := r.GetConfiguration()
-	if members.Error() != nil {
-		return
+// once, instead of after a heartbeat time-out: there is nobody to wait for.
+func (e *Engine) nominate(r *raft.Raft) {
+	servers := servers(r)
+	if len(servers) == 1 && servers[0].ID == raft.ServerID(e.cfg.ID) && r.State() == raft.Follower {
+		e.stand()
 	}
-	servers := members.Configuration().Servers
-	if len(servers) != 1 || servers[0].ID != raft.ServerID(e.cfg.ID) {
-		return
-	}
-	address := transport.LocalAddr()
-	header := raft.RPCHeader{
-		ProtocolVersion: raft.ProtocolVersionMax,
-		ID:              []byte(e.cfg.ID),
-		Addr:            transport.EncodePeer(servers[0].ID, address),
-	}
-	var reply raft.TimeoutNowResponse
-	if err := transport.TimeoutNow(servers[0].ID, address, &raft.TimeoutNowRequest{RPCHeader: header}, &reply); err != nil {
-		e.log.Debug("lone server waits for its election time-out", slog.Any("error", err))
+}
+
+// stand makes this member stand for election at once. If it fails, the heartbeat
+// time-out does the same.
+func (e *Engine) stand() {
+	if err := e.wire.standNow(e.header(e.wire), e.cfg.HeartbeatTimeout); err != nil {
+		e.log.Debug("server waits for its election time-out", slog.Any("error", err))
 	}
 }
 
@@ -240,16 +266,11 @@ func (e *Engine) serve(ctx context.Context, r *raft.Raft) error {
 	r.RegisterObserver(observer)
 	defer r.DeregisterObserver(observer)
 	defer e.setTerm(nil)
+	defer e.writes.watch(e.life, e.fail)()
+	tick := time.NewTicker(stallLimit / 15)
+	defer tick.Stop()
+	e.catchUp(r)
 	for {
-		changed := e.space.Changed()
-		if _, id := r.LeaderWithID(); id != "" && id != raft.ServerID(e.cfg.ID) && !e.space.Position().IsZero() {
-			e.readied.Do(func() { close(e.ready) })
-		}
-		select {
-		case <-e.ready:
-			changed = nil // only looked at until then
-		default:
-		}
 		select {
 		case leads := <-r.LeaderCh():
 			e.setTerm(nil)
@@ -257,14 +278,33 @@ func (e *Engine) serve(ctx context.Context, r *raft.Raft) error {
 				e.establish(r)
 			}
 		case <-leaders:
-		case <-changed:
+			e.tell()
+			e.catchUp(r)
+		case <-tick.C:
+			e.checkDisk(r)
 		case err := <-e.fatal:
 			return err
 		case <-e.closing:
+			e.handOver(r)
 			return nil
 		case <-ctx.Done():
+			e.handOver(r)
 			return nil
 		}
+	}
+}
+
+// checkDisk gives the leadership up while the disk hangs, and takes it up again
+// if Raft has left it with this member.
+func (e *Engine) checkDisk(r *raft.Raft) {
+	_, leads, _ := e.current()
+	stalled := e.writes.stalled()
+	switch {
+	case stalled != nil && leads != nil:
+		e.log.Error("the disk hangs: leave the leadership to others", slog.Any("error", stalled))
+		e.setTerm(nil)
+	case stalled == nil && leads == nil && r.State() == raft.Leader:
+		e.establish(r)
 	}
 }
 
@@ -290,20 +330,67 @@ func (e *Engine) establish(r *raft.Raft) {
 	e.readied.Do(func() { close(e.ready) })
 	e.log.Info("store leads", slog.String("generation", e.space.Position().Generation),
 		slog.Uint64("revision", e.space.Position().Revision))
+	e.spawn(func() { e.correctAddress(r) })
+}
+
+// catchUp makes a follower ready when its state is as new as the leader's was
+// when it first heard of one.
+func (e *Engine) catchUp(r *raft.Raft) {
+	select {
+	case <-e.ready:
+		return
+	default:
+	}
+	if _, id := r.LeaderWithID(); id == "" || id == raft.ServerID(e.cfg.ID) {
+		return
+	}
+	e.spawn(func() {
+		ctx, stop := context.WithCancel(e.life)
+		defer stop()
+		if e.cfg.Forward == nil {
+			if err := e.await(ctx, 1); err != nil {
+				return // closed
+			}
+		} else if _, err := e.barrier(ctx); err != nil {
+			return // the next leader is asked again
+		}
+		e.readied.Do(func() { close(e.ready) })
+	})
+}
+
+// handOver gives the leadership to another member, if this one has it, so that
+// nobody has to notice its absence.
+func (e *Engine) handOver(r *raft.Raft) {
+	if r.State() != raft.Leader || e.writes.stalled() != nil {
+		return
+	}
+	ctx, stop := context.WithTimeout(context.Background(), e.cfg.ElectionTimeout)
+	defer stop()
+	if err := e.Transfer(ctx, ""); err != nil && !errors.Is(err, ErrAlone) {
+		e.log.Info("leadership not handed over", slog.Any("error", err))
+	}
 }
 
 // wait runs a call that may block until Raft has shut down, and gives up on it
-// when the engine closes.
+// when the engine closes, or when the disk hangs.
 func (e *Engine) wait(call func() error) error {
 	done := make(chan error, 1)
 	if !e.spawn(func() { done <- call() }) {
 		return store.ErrClosed
 	}
-	select {
-	case err := <-done:
-		return err
-	case <-e.closing:
-		return store.ErrClosed
+	tick := time.NewTicker(stallLimit / 15)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-e.closing:
+			return store.ErrClosed
+		case <-tick.C:
+			if err := e.writes.stalled(); err != nil {
+				return err
+			}
+		}
 	}
 }
 
@@ -348,10 +435,12 @@ func (e *Engine) setTerm(t *term) {
 	}
 	if e.term != nil {
 		close(e.term.over)
+		e.led = time.Now()
 	}
 	e.term = t
 	close(e.turn)
 	e.turn = make(chan struct{})
+	e.tellLocked()
 }
 
 // current returns the term, nil if this member does not lead, and a channel that

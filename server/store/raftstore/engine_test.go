@@ -102,23 +102,13 @@ func TestValidate(t *testing.T) {
 	}{
 		{"good", func(*raftstore.Config) {}, ""},
 		{"no directory", func(c *raftstore.Config) { c.Dir = "" }, "Dir: name the state directory"},
-		{
-			"no name", func(c *raftstore.Config) { c.ID = "" },
-			"ID: name this server\nMembers: a server needs an ID and an Address, one has \"\" and \"local\"",
-		},
+		{"no name", func(c *raftstore.Config) { c.ID = "" }, "ID: name this server"},
 		{"small segments", func(c *raftstore.Config) { c.SegmentBytes = 4096 }, "SegmentBytes: 4096 is less than 1048576"},
 		{"long lease", func(c *raftstore.Config) { c.LeaderLease = time.Second }, "LeaderLease: 1s is more than HeartbeatTimeout, 500ms"},
 		{
 			"short election", func(c *raftstore.Config) { c.ElectionTimeout = time.Millisecond },
 			"ElectionTimeout: 1ms is less than HeartbeatTimeout, 500ms",
 		},
-		{
-			"stranger", func(c *raftstore.Config) { c.Members = []raftstore.Member{{ID: "b", Address: "b"}} },
-			"Members: this server, \"a\", is not among them",
-		},
-		{"many without a transport", func(c *raftstore.Config) {
-			c.Members = []raftstore.Member{{ID: "a", Address: "a"}, {ID: "b", Address: "b"}}
-		}, "Members: 2 servers need a Transport"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cfg := good

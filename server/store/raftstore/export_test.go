@@ -12,7 +12,7 @@ func Recode(b []byte) ([]byte, error) {
 // Encoded returns one log entry of each kind.
 func Encoded(seed command) [][]byte {
 	var all [][]byte
-	for kind := commandBegin; kind <= commandDropStage; kind++ {
+	for kind := commandBegin; kind <= commandMark; kind++ {
 		seed.Kind = kind
 		all = append(all, seed.encode())
 	}

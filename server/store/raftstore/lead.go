@@ -34,7 +34,7 @@ func (e *Engine) Lead(ctx context.Context, fn func(context.Context) error) error
 		}
 		_, now, turn := e.current()
 		if now != nil {
-			o, err := e.apply(ctx, command{Kind: commandClaim, Holder: e.cfg.ID})
+			o, err := e.apply(ctx, command{Kind: commandClaim, Holder: e.cfg.ID}.encode())
 			if err == nil {
 				if over, err := e.rule(ctx, now, o.epoch, fn); over {
 					return err
@@ -98,7 +98,7 @@ func (e *Engine) rule(ctx context.Context, now *term, epoch uint64, fn func(cont
 		resign, stop := context.WithTimeout(context.WithoutCancel(ctx), resignTimeout)
 		defer stop()
 		// If it fails, the next claim does the same.
-		_, _ = e.apply(resign, command{Kind: commandResign, Epoch: epoch})
+		_, _ = e.apply(resign, command{Kind: commandResign, Epoch: epoch}.encode())
 	}
 	switch {
 	case kept:

@@ -1,11 +1,13 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshd/meshd/server/fault"
 	"github.com/meshd/meshd/server/store"
 )
 
@@ -14,47 +16,96 @@ import (
 type machine struct {
 	space *store.Space
 	fatal func(error)
-	// moved is called after the claim to the leadership may have changed.
-	moved  func()
-	broken error // set once: no entry is applied after one that can't be read
+	// moved is called after the claim to the leadership may have changed, arrived
+	// after any change, configured with each list of servers, and verify at each
+	// mark with the index of its entry.
+	moved, arrived func()
+	configured     func(raft.Configuration)
+	verify         func(index uint64)
+
+	broken error   // set once: no entry is applied after one that can't be read
+	again  command // the planted bug ApplyTwice
 }
 
-var _ raft.BatchingFSM = (*machine)(nil)
+var (
+	_ raft.BatchingFSM        = (*machine)(nil)
+	_ raft.ConfigurationStore = (*machine)(nil)
+)
+
+func (e *Engine) newMachine() *machine {
+	return &machine{
+		space: e.space, fatal: e.fail, moved: e.claimMoved, arrived: e.arrived, configured: e.configured,
+		verify: func(index uint64) { e.marks.take(index, e.space.Save(), e.spawn) },
+	}
+}
 
 // outcome is what a log entry led to, the same on every member.
 type outcome struct {
 	position store.Position
 	epoch    uint64
+	index    uint64 // of a mark
 	err      error
 }
 
 // Apply implements raft.FSM. It returns an outcome.
 func (m *machine) Apply(entry *raft.Log) any {
-	if entry.Type != raft.LogCommand {
-		return outcome{}
-	}
-	if m.broken != nil {
-		return outcome{err: m.broken}
-	}
-	c, err := decodeCommand(entry.Data)
-	if err != nil {
-		m.broken = fmt.Errorf("apply log entry %d: %w", entry.Index, err)
-		m.fatal(m.broken)
-		return outcome{err: m.broken}
-	}
-	return m.change(c)
+	o := m.apply(entry)
+	m.arrived()
+	return o
 }
 
 // ApplyBatch implements raft.BatchingFSM.
 func (m *machine) ApplyBatch(entries []*raft.Log) []any {
 	outcomes := make([]any, len(entries))
 	for i, entry := range entries {
-		outcomes[i] = m.Apply(entry)
+		if entry.Type == raft.LogConfiguration {
+			m.StoreConfiguration(entry.Index, raft.DecodeConfiguration(entry.Data))
+			continue
+		}
+		outcomes[i] = m.apply(entry)
 	}
+	m.arrived()
 	return outcomes
 }
 
-func (m *machine) change(c command) outcome {
+// StoreConfiguration implements raft.ConfigurationStore.
+func (m *machine) StoreConfiguration(_ uint64, c raft.Configuration) { m.configured(c) }
+
+func (m *machine) apply(entry *raft.Log) outcome {
+	if entry.Type != raft.LogCommand {
+		return outcome{}
+	}
+	if m.broken != nil {
+		return outcome{err: m.broken}
+	}
+	fault.Point(fault.ApplyBefore)
+	c, err := decodeCommand(entry.Data)
+	if err != nil {
+		m.broken = fmt.Errorf("apply log entry %d: %w", entry.Index, err)
+		m.fatal(m.broken)
+		return outcome{err: m.broken}
+	}
+	o := m.change(c, entry.Index)
+	if fault.Bug(fault.ApplyTwice) {
+		m.applyAgain(c, entry.Index, o)
+	}
+	fault.Point(fault.ApplyAfter)
+	return o
+}
+
+// applyAgain is the planted bug ApplyTwice: every 16th entry, if it is a
+// transaction that was applied, is applied once more after its successor.
+func (m *machine) applyAgain(c command, index uint64, o outcome) {
+	if m.again.Kind == commandCommit && !m.again.Txn.Leader {
+		_, _ = m.space.Commit(store.Txn{Ops: m.again.Txn.Ops}, 0) // it was answered before
+	}
+	m.again = command{}
+	if index%16 == 0 && o.err == nil {
+		m.again = c
+	}
+}
+
+func (m *machine) change(c command, index uint64) outcome {
 	var o outcome
 	switch c.Kind {
 	case commandBegin:
@@ -75,6 +126,9 @@ func (m *machine) change(c command) outcome {
 		o.position, o.err = m.space.Activate(c.Generation, c.From)
 	case commandDropStage:
 		m.space.DropStage(c.Generation)
+	case commandMark:
+		o.index = index
+		m.verify(index)
 	}
 	return o
 }
@@ -89,13 +143,17 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 
 // Restore implements raft.FSM.
 func (m *machine) Restore(r io.ReadCloser) error {
+	fault.Point(fault.SnapshotInstallBefore)
 	err := m.space.Load(r)
 	if closed := r.Close(); err == nil {
 		err = closed
 	}
 	if err == nil {
+		m.again = command{}
 		m.moved()
+		m.arrived()
 	}
+	fault.Point(fault.SnapshotInstallAfter)
 	return err
 }
 
@@ -107,15 +165,22 @@ type savedState struct {
 // Persist implements raft.FSMSnapshot. A failed write (a full disk) costs only
 // this snapshot; a failed fsync, which Close does, is fatal.
 func (s savedState) Persist(sink raft.SnapshotSink) error {
-	if _, err := s.saved.WriteTo(sink); err != nil {
-		_ = sink.Cancel() // the write's error is the one to tell
-		return fmt.Errorf("write snapshot %s: %w", sink.ID(), err)
+	err := fault.Err(fault.SnapshotWriteBefore)
+	if err == nil {
+		_, err = s.saved.WriteTo(sink)
+	}
+	if err == nil {
+		err = fault.Err(fault.SnapshotWriteMiddle)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write snapshot %s: %w", sink.ID(), err), sink.Cancel())
 	}
 	if err := sink.Close(); err != nil {
 		err = fmt.Errorf("sync snapshot %s: %w", sink.ID(), err)
 		s.fatal(err)
 		return err
 	}
+	fault.Point(fault.SnapshotWriteAfter)
 	return nil
 }
 

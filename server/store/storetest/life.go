@@ -54,6 +54,7 @@ func (s suite) closing(t *testing.T) {
 	stage := open(t, e)
 	waiting, led := make(chan error, 1), make(chan error, 1)
 	leads := make(chan struct{})
+	s.elect(t, e)
 	go func() {
 		_, err := e.Watch(t.Context(), "", at).Next(t.Context())
 		waiting <- err
@@ -93,6 +94,7 @@ func (s suite) lead(t *testing.T) {
 	if _, err := e.Commit(short(t), write); !errors.Is(err, store.ErrNotLeader) {
 		t.Fatalf("a leader-only write outside of Lead: %v", err)
 	}
+	s.elect(t, e)
 	want := errors.New("fn's own")
 	for _, result := range []error{nil, want} {
 		err := e.Lead(short(t), func(ctx context.Context) error {
@@ -151,6 +153,7 @@ func (s suite) fencing(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(short(t))
 	aLeads, bLeads := make(chan struct{}), make(chan struct{})
+	s.elect(t, a)
 	aDone := campaign(ctx, a, aLeads)
 	bDone := campaign(ctx, b, bLeads)
 	first, second, secondLeads, firstDone, secondDone := a, b, bLeads, aDone, bDone
@@ -171,6 +174,7 @@ func (s suite) fencing(t *testing.T) {
 	if err := <-firstDone; !errors.Is(err, store.ErrClosed) {
 		t.Fatalf("the closed leader's Lead: %v", err)
 	}
+	s.elect(t, second)
 	<-secondLeads
 	if _, err := second.Commit(ctx, write); err != nil {
 		t.Fatalf("the next leader's write: %v", err)

@@ -27,6 +27,9 @@ type Factory struct {
 	// Peer returns another member of the store of e. Nil for engines that have
 	// one member only; what needs two is not run then.
 	Peer func(t *testing.T, e store.Engine) store.Engine
+	// Elect makes e the member that leads once it campaigns, which it need not do
+	// yet. Nil when whoever campaigns first gets to lead.
+	Elect func(t *testing.T, e store.Engine)
 	// Reopen closes e and opens the same data again, as after a restart. Nil for
 	// engines that keep nothing.
 	Reopen func(t *testing.T, e store.Engine) store.Engine
@@ -63,6 +66,13 @@ func Run(t *testing.T, f Factory) {
 }
 
 type suite struct{ Factory }
+
+func (s suite) elect(t *testing.T, e store.Engine) {
+	t.Helper()
+	if s.Elect != nil {
+		s.Elect(t, e)
+	}
+}
 
 // short returns a context that bounds one test.
 func short(t *testing.T) context.Context {

@@ -1,0 +1,157 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/meshd/meshd/server/store"
+)
+
+// rounds lets calls that ask the same question at the same time share one answer.
+// A round begins after everybody who takes part in it has asked, so its answer is
+// about a moment after each of the questions.
+type rounds struct {
+	mu   sync.Mutex
+	next *round
+	busy bool
+}
+
+type round struct {
+	done     chan struct{}
+	position store.Position
+	err      error
+}
+
+// join returns a round that has not begun. Ask, which must end by itself, is
+// called for one round at a time by a goroutine that spawn starts; if spawn
+// refuses, the answer is store.ErrClosed.
+func (s *rounds) join(spawn func(func()) bool, ask func() (store.Position, error)) *round {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next == nil {
+		s.next = &round{done: make(chan struct{})}
+	}
+	mine := s.next
+	if !s.busy {
+		s.busy = true
+		if !spawn(func() { s.run(ask) }) {
+			s.busy, s.next = false, nil
+			mine.err = store.ErrClosed
+			close(mine.done)
+		}
+	}
+	return mine
+}
+
+func (s *rounds) run(ask func() (store.Position, error)) {
+	for {
+		s.mu.Lock()
+		now := s.next
+		s.next = nil
+		s.busy = now != nil
+		s.mu.Unlock()
+		if now == nil {
+			return
+		}
+		now.position, now.err = ask()
+		close(now.done)
+	}
+}
+
+// confirm returns the position of this member if it leads, after a majority has
+// answered a request that was sent after the call: there was no later leader
+// then. What was acknowledged before the call was acknowledged by this leader, and
+// so is applied here, or by an earlier one, and so was applied when the term
+// began.
+//
+// Raft's own VerifyLeader does not do: it takes any answer that arrives after the
+// question, also one to a request that was sent long before it, which a process
+// that was stopped for a while finds in its sockets.
+func (e *Engine) confirm(ctx context.Context) (store.Position, error) {
+	r, leads, _ := e.current()
+	if leads == nil {
+		return store.Position{}, e.noLeader(r)
+	}
+	if err := e.writes.stalled(); err != nil {
+		return store.Position{}, fmt.Errorf("%w on this server: %w", store.ErrNoLeader, err)
+	}
+	ctx, stop := context.WithTimeout(ctx, e.cfg.HeartbeatTimeout)
+	defer stop()
+	members := r.GetConfiguration() // does not wait for Raft's main loop
+	if err := members.Error(); err != nil {
+		return store.Position{}, fmt.Errorf("%w: %w", store.ErrNoLeader, err)
+	}
+	voters, needed := 0, 0
+	answers := make(chan bool, len(members.Configuration().Servers))
+	asked := 0
+	for _, s := range members.Configuration().Servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if s.ID == raft.ServerID(e.cfg.ID) {
+			needed--
+			continue
+		}
+		asked++
+		e.ask(ctx, s, leads.number, answers)
+	}
+	needed += voters/2 + 1
+	for ; needed > 0 && asked > 0; asked-- {
+		select {
+		case ok := <-answers:
+			if ok {
+				needed--
+			}
+		case <-leads.over:
+			return store.Position{}, e.noLeader(r)
+		case <-ctx.Done():
+			return store.Position{}, fmt.Errorf("%w: too few of %d servers have answered: %w", store.ErrNoLeader, voters, ctx.Err())
+		}
+	}
+	if needed > 0 || r.CurrentTerm() != leads.number || r.State() != raft.Leader {
+		return store.Position{}, e.noLeader(r)
+	}
+	return e.space.Position(), nil
+}
+
+// ask sends one heartbeat and tells whether s still follows in this term. A
+// server that has not answered an earlier one gets no second.
+func (e *Engine) ask(ctx context.Context, s raft.Server, term uint64, answers chan<- bool) {
+	e.mu.Lock()
+	line, wire := e.lines[s.ID], e.wire
+	if line == nil {
+		line = make(chan struct{}, 1)
+		e.lines[s.ID] = line
+	}
+	e.mu.Unlock()
+	header := e.header(wire)
+	go func() {
+		select {
+		case line <- struct{}{}:
+		case <-ctx.Done():
+			answers <- false
+			return
+		}
+		defer func() { <-line }()
+		request := raft.AppendEntriesRequest{RPCHeader: header, Term: term, Leader: header.Addr}
+		var reply raft.AppendEntriesResponse
+		err := wire.AppendEntries(s.ID, s.Address, &request, &reply)
+		answers <- err == nil && reply.Success && reply.Term == term
+	}()
+}
+
+// header is what Raft puts before its own requests.
+func (e *Engine) header(w *wire) raft.RPCHeader {
+	id := raft.ServerID(e.cfg.ID)
+	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: w.EncodePeer(id, w.LocalAddr())}
+}
+
+// patience is how long a call waits for a leader: two elections.
+func (e *Engine) patience() time.Duration {
+	return 2 * (e.cfg.HeartbeatTimeout + e.cfg.ElectionTimeout)
+}

@@ -1,0 +1,90 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// ErrDiskHung says that a write to the disk of this server does not end.
+var ErrDiskHung = errors.New("the disk hangs")
+
+// Limits of one write to the disk. A server whose disk hangs for stallLimit stops
+// sending, so that the others elect a leader that can write: Raft itself would
+// keep it in office for ever, because its heartbeats do not wait for the disk
+// (hashicorp/raft issues 503, 612). After hangLimit the process ends: what waits
+// for it is better off with an error.
+const (
+	stallLimit = 1500 * time.Millisecond
+	hangLimit  = 5 * time.Second
+)
+
+// watchdog knows since when the oldest of the writes that are under way is.
+// Its zero value is ready.
+type watchdog struct {
+	mu    sync.Mutex
+	count uint64
+	begun map[uint64]time.Time
+}
+
+// begin notes the begin of a write and returns what notes its end.
+func (w *watchdog) begin() func() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begun == nil {
+		w.begun = map[uint64]time.Time{}
+	}
+	w.count++
+	id := w.count
+	w.begun[id] = time.Now()
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.begun, id)
+	}
+}
+
+// age is how long the oldest write has been under way, 0 if there is none.
+func (w *watchdog) age() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	oldest := time.Duration(0)
+	for _, at := range w.begun {
+		oldest = max(oldest, time.Since(at))
+	}
+	return oldest
+}
+
+// stalled returns an error while a write takes longer than stallLimit.
+func (w *watchdog) stalled() error {
+	if age := w.age(); age >= stallLimit {
+		return fmt.Errorf("%w: a write has been under way for %v", ErrDiskHung, age.Round(100*time.Millisecond))
+	}
+	return nil
+}
+
+// watch calls fail when a write takes longer than hangLimit. It ends when ctx
+// does, or by what it returns.
+func (w *watchdog) watch(ctx context.Context, fail func(error)) (stop func()) {
+	over := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(stallLimit / 15)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-over:
+				return
+			case <-ctx.Done():
+				return
+			}
+			if age := w.age(); age >= hangLimit {
+				fail(fmt.Errorf("%w: a write has been under way for %v", ErrDiskHung, age.Round(100*time.Millisecond)))
+				return
+			}
+		}
+	}()
+	return func() { close(over) }
+}
