@@ -21,6 +21,8 @@ func manifestBlocks() map[string]block {
 			"port": {labels: []string{"name"}, list: "ports"},
 		}},
 		string(KindIntention): {labels: []string{"source", "destination"}},
+		string(KindPolicy):    {labels: []string{"name"}},
+		string(KindRole):      {labels: []string{"name"}},
 	}
 }
 

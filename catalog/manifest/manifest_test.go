@@ -54,7 +54,7 @@ intention "web" "api" { rules = [{ action = "allow", methods = ["GET"], path_pre
 // TestEveryKind holds the table of blocks and Decode to the list of kinds.
 func TestEveryKind(t *testing.T) {
 	t.Parallel()
-	labels := map[manifest.Kind]string{manifest.KindIntention: `"a" "b" { action = "deny" }`}
+	labels := map[manifest.Kind]string{manifest.KindIntention: `"a" "b" { action = "deny" }`, manifest.KindRole: `"a" { policies = ["b"] }`}
 	names := map[manifest.Kind]string{manifest.KindIntention: "a → b", manifest.KindService: "default/a"}
 	for _, kind := range manifest.Kinds() {
 		body, name := `"a" {}`, "a"

@@ -17,17 +17,22 @@ const (
 	KindNode      Kind = "node"
 	KindService   Kind = "service"
 	KindIntention Kind = "intention"
+	KindPolicy    Kind = "policy"
+	KindRole      Kind = "role"
 )
 
 // Kinds returns every kind, in the order in which resources may be applied so
 // that what is referred to exists first.
-func Kinds() []Kind { return []Kind{KindNamespace, KindNode, KindService, KindIntention} }
+func Kinds() []Kind {
+	return []Kind{KindNamespace, KindNode, KindService, KindIntention, KindPolicy, KindRole}
+}
 
 // A Resource is one decoded and valid resource of a file.
 type Resource struct {
 	Kind Kind
-	// Value is a catalog.Namespace, catalog.Node, catalog.Service or
-	// intentions.Intention, by Kind. Defaults are not written into it.
+	// Value is a catalog.Namespace, catalog.Node, catalog.Service,
+	// intentions.Intention, catalog.Policy or catalog.Role, by Kind. Defaults are not
+	// written into it.
 	Value any
 	// File and Line are where the resource starts.
 	File string
@@ -49,6 +54,10 @@ func (r Resource) Name() string {
 			return key.String()
 		}
 		return v.Source + " → " + v.Destination
+	case catalog.Policy:
+		return v.Name
+	case catalog.Role:
+		return v.Name
 	default:
 		return ""
 	}
@@ -68,6 +77,10 @@ func (d *Document) Decode() (Resource, error) {
 		r.Value = decodeAs[catalog.Service](p, d)
 	case KindIntention:
 		r.Value = decodeAs[intentions.Intention](p, d)
+	case KindPolicy:
+		r.Value = decodeAs[catalog.Policy](p, d)
+	case KindRole:
+		r.Value = decodeAs[catalog.Role](p, d)
 	default:
 		p.add(d.Line, "kind", "%q is no kind of resource", d.Kind)
 	}

@@ -45,7 +45,7 @@ func (a *app) getCommand() *cobra.Command {
 	var l lister
 	c := &cobra.Command{
 		Use:   "get KIND [NAME]",
-		Short: "show resources: namespaces, nodes, services, instances, intentions, sets, members",
+		Short: "show resources: namespaces, nodes, services, instances, intentions, sets, policies, roles, members",
 		Example: `  meshctl get services
   meshctl get nodes -l rack=r1 --watch
   meshctl get node vm-017 -o yaml
@@ -190,7 +190,7 @@ func (a *app) ref(kind client.Kind, names []string) (ref client.Ref, prefix bool
 		return ref, false, usage("one name, please: got %q", strings.Join(names, " "))
 	}
 	switch kind {
-	case client.KindNamespace, client.KindNode, client.KindSet:
+	case client.KindNamespace, client.KindNode, client.KindSet, client.KindPolicy, client.KindRole:
 		return client.Ref{Kind: kind, Parts: names}, false, nil
 	case client.KindService, client.KindInstance:
 		n, err := a.name(names[0])
@@ -287,6 +287,8 @@ var rowers = map[client.Kind]rower{
 	client.KindInstance:  {columns: []string{"SERVICE", "NODE", "ID", "HEALTH", "ADDRESS", "WEIGHT", "ZONE", "PORTS", "EXTERNAL", "TAGS", "CHECKS"}, wide: 5, row: instanceRow},
 	client.KindIntention: {columns: []string{"SOURCE", "DESTINATION", "DECISION", "EXPIRES", "REASON", "REVISION"}, wide: 5, row: intentionRow},
 	client.KindSet:       {columns: []string{"NAME", "RESOURCES", "UPDATED", "BY", "MEMBERS"}, wide: 4, row: setRow},
+	client.KindPolicy:    {columns: []string{"NAME", "RULES", "DESCRIPTION"}, row: policyRow},
+	client.KindRole:      {columns: []string{"NAME", "POLICIES", "DESCRIPTION"}, row: roleRow},
 }
 
 func setRow(a *app, i client.Item) ([]string, error) {

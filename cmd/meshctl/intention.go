@@ -98,6 +98,7 @@ func (a *app) setIntention(cmd *cobra.Command, action intentions.Action, source,
 			_, err := fmt.Fprintf(a.out, "intention %s: unchanged\n", key)
 			return err
 		}
+	case client.CodeOf(err) == client.CodePermission: // who may write may read: the write says what is missing
 	case client.CodeOf(err) != client.CodeNotFound:
 		return err
 	}

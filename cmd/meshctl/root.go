@@ -64,7 +64,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 	f.StringVarP(&a.format, "output", "o", "table", "table, wide, json, yaml, csv or name")
 	root.AddCommand(
 		a.getCommand(), a.validateCommand(), a.diffCommand(), a.applyCommand(), a.deleteCommand(), a.intentionCommand(),
-		a.explainCommand(), a.tapCommand(), a.denialsCommand(), a.topCommand(), a.checkCommand(), a.tokenCommand(), a.caCommand(), a.snapshotCommand(),
+		a.explainCommand(), a.tapCommand(), a.denialsCommand(), a.topCommand(), a.checkCommand(), a.tokenCommand(), a.policyCommand(), a.roleCommand(), a.canCommand(), a.whoamiCommand(), a.caCommand(), a.snapshotCommand(),
 		a.operatorCommand(), a.proxyCommand(), a.membersCommand(), a.drainCommand(), a.undrainCommand(), a.loginCommand(), a.contextCommand(), a.debugCommand(), a.manCommand(), a.versionCommand(),
 	)
 	for _, k := range []client.Kind{client.KindService, client.KindNode, client.KindInstance} {

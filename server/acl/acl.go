@@ -1,11 +1,17 @@
 // Package acl decides who may do what on the servers. There is one function for
-// every route, HTTP or gRPC: [Authorize]. It also holds the records of tokens,
-// of which only a hash is ever stored.
+// every route, HTTP or gRPC: [Authorize]. What a token may do say its policies,
+// which a [Book] holds compiled. The package also has the records of tokens, of
+// which only a hash is ever stored.
 package acl
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/catalog"
 )
 
 var (
@@ -52,11 +58,13 @@ type Identity struct {
 	Subject Subject
 	// Name is the token's accessor, the node's name, or the local user's.
 	Name string
-	// Role is that of the token.
-	Role Role
+	// Rights are those of a token; nil: none. Local callers have all, whatever it says.
+	Rights *Rights
 	// Title is what people call the caller, such as the description of the token;
 	// it proves nothing.
 	Title string
+	// Expires is when the token ends; zero: it does not.
+	Expires time.Time
 }
 
 // String names the caller in messages and in the audit trail; it holds no secret.
@@ -67,21 +75,28 @@ func (i Identity) String() string {
 	return i.Subject.String() + ":" + i.Name
 }
 
-// Role is what a token is for. The zero Role may do nothing.
-type Role string
-
-// RoleAdmin may do everything that people may do.
-const RoleAdmin Role = "admin"
+// Describe names the caller for people: a token by what they call it, too.
+func (i Identity) Describe() string {
+	switch {
+	case i.Subject == Bearer && i.Title != "":
+		return fmt.Sprintf("token %s (accessor %s)", i.Title, i.Name)
+	case i.Subject == Bearer:
+		return "token " + i.Name
+	default:
+		return i.String()
+	}
+}
 
 // Verb is what is done to a resource.
 type Verb string
 
 // The verbs.
 const (
-	Read  Verb = "read"
-	Write Verb = "write"
+	Read Verb = catalog.VerbRead
+	// Write includes Read: who writes is told what was before.
+	Write Verb = catalog.VerbWrite
 	// Tap is to see single requests to a service: who sends them, and their paths.
-	Tap Verb = "tap"
+	Tap Verb = catalog.VerbTap
 )
 
 // Resource is what a request is about. Most are kinds of records; the others name
@@ -99,8 +114,9 @@ const (
 	Service    Resource = "service"
 	Instance   Resource = "instance"
 	Intention  Resource = "intention"
+	Set        Resource = "set"
 	Tokens     Resource = "token"
-	JoinTokens Resource = "join-token"
+	JoinTokens Resource = "join_token"
 	Authority  Resource = "ca"
 	Operator   Resource = "operator" // the cluster itself: its members, leases held back
 	Snapshot   Resource = "snapshot" // the whole state, with all that is secret in it
@@ -108,9 +124,10 @@ const (
 	Policies   Resource = "policy"
 	Roles      Resource = "role"
 	Proxy      Resource = "proxy" // what proxies run, and what they see
-	// Each is for routes whose handlers authorize each thing that they come to: all
-	// but anonymous callers may try.
+	// Each is for routes whose handlers authorize each thing that they come to, and
+	// Self for what callers ask about themselves: open to all but the anonymous.
 	Each Resource = "each"
+	Self Resource = "self"
 
 	// The calls of an agent about its own node.
 	Sync     Resource = "sync"
@@ -124,21 +141,42 @@ const (
 type Request struct {
 	Verb     Verb
 	Resource Resource
-	// Namespace and Name tell which one. Empty means all of them, as in a list;
-	// for an agent's own calls Name is the node.
+	// Namespace and Name tell which one. Empty means all of them; for an agent's
+	// own calls Name is the node.
 	Namespace, Name string
+	// SourceNamespace and Source are those of an intention of this mesh, which may
+	// be read from either side. Empty: the source is not known, or another mesh's.
+	SourceNamespace, Source string
+	// Some asks whether there is anything of the Resource, in Namespace unless that
+	// is empty, that the caller may do this with: what is listed is told apart one
+	// by one then.
+	Some bool
 }
 
 // String returns "write intention default/api".
 func (r Request) String() string {
-	s := string(r.Verb) + " " + string(r.Resource)
+	kind := string(r.Resource)
+	switch {
+	case r.Resource == Each || r.Resource == Self:
+		return "do this"
+	case r.Some && r.Namespace != "":
+		return fmt.Sprintf("%s any %s in %s", r.Verb, kind, r.Namespace)
+	case r.Some:
+		return fmt.Sprintf("%s any %s", r.Verb, kind)
+	}
+	s := string(r.Verb) + " " + kind
+	namespaced, named := catalog.ScopeOfKind(kind)
 	switch {
 	case r.Namespace != "" && r.Name != "":
 		return s + " " + r.Namespace + "/" + r.Name
 	case r.Namespace != "":
-		return s + " in " + r.Namespace
+		return s + " " + r.Namespace + "/*"
 	case r.Name != "":
 		return s + " " + r.Name
+	case named && namespaced:
+		return s + " */*"
+	case named:
+		return s + " *"
 	default:
 		return s
 	}
@@ -152,7 +190,10 @@ type DeniedError struct {
 
 // Error says who was refused what, and what would be needed.
 func (e *DeniedError) Error() string {
-	return fmt.Sprintf("%v: %s may not %s; it needs %s", e.Unwrap(), e.Identity, e.Request, e.Request.needs())
+	if e.Identity.Subject == Anonymous {
+		return fmt.Sprintf("%v: to %s takes %s", ErrUnauthenticated, e.Request, e.Request.needs())
+	}
+	return fmt.Sprintf("%v: %s may not %s; it needs %s", ErrDenied, e.Identity.Describe(), e.Request, e.Request.needs())
 }
 
 // Unwrap returns the sentinel that fits.
@@ -163,24 +204,51 @@ func (e *DeniedError) Unwrap() error {
 	return ErrDenied
 }
 
+// Needs returns the narrowest rule that would allow the request; ok is false if no
+// policy can.
+func (r Request) Needs() (rule catalog.PolicyRule, ok bool) {
+	kind := string(r.Resource)
+	if !slices.Contains(catalog.PolicyKinds(), kind) {
+		return rule, false
+	}
+	rule = catalog.PolicyRule{Kinds: []string{kind}, Verbs: []string{string(r.Verb)}}
+	namespaced, named := catalog.ScopeOfKind(kind)
+	if namespaced {
+		rule.Namespace = cmp.Or(r.Namespace, anything)
+	}
+	if named {
+		rule.Name = cmp.Or(r.Name, anything)
+	}
+	return rule, true
+}
+
 func (r Request) needs() string {
 	switch r.Resource {
 	case Sync, Register, Sign, Leave, Watch:
 		return "the certificate of node " + r.Name
+	case Each, Self:
+		return "a token"
 	default:
 	}
-	return fmt.Sprintf("a token with permission %s:%s (an admin token has it)", r.Resource, r.Verb)
+	rule, ok := r.Needs()
+	if !ok {
+		return "a token with the policy " + catalog.PolicyAdmin
+	}
+	return "a policy with " + rule.String()
 }
 
 // Authorize returns nil if the caller may do this, else a *DeniedError. It is
 // pure, and what it does not know it denies. That a caller is who Identity says,
 // and that a node still exists, is for the one who made the Identity to know.
 func Authorize(who Identity, what Request) error {
-	if what.public() || who.may(what) {
+	if May(who, what) {
 		return nil
 	}
 	return &DeniedError{Identity: who, Request: what}
 }
+
+// May is Authorize for those who need no reason. It allocates nothing.
+func May(who Identity, what Request) bool { return what.public() || who.may(what) }
 
 // public tells what needs no identity: what a load balancer asks, what is public
 // by nature, and what carries its own proof.
@@ -202,7 +270,7 @@ func (i Identity) may(r Request) bool {
 	switch r.Resource {
 	case Sync, Register, Sign, Leave, Watch:
 		return i.Subject == Host && i.Name != "" && i.Name == r.Name
-	case Each:
+	case Each, Self:
 		return i.Subject == Local || i.Subject == Bearer
 	default:
 	}
@@ -210,8 +278,41 @@ func (i Identity) may(r Request) bool {
 	case Local:
 		return true
 	case Bearer:
-		return i.Role == RoleAdmin
+		return i.Rights.may(r)
 	default:
 		return false
 	}
+}
+
+// Covers reports whether the caller may do everything that the rule allows: who
+// does not have a permission can't give it away.
+func (i Identity) Covers(rule catalog.PolicyRule) bool {
+	return i.Subject == Local || i.Subject == Bearer && i.Rights.covers(rule)
+}
+
+// AllowedBy returns the policy, and its rule, that allows a request to a token; ok is
+// false if none does.
+func (i Identity) AllowedBy(what Request) (policy string, rule catalog.PolicyRule, ok bool) {
+	if i.Subject != Bearer {
+		return "", rule, false
+	}
+	return i.Rights.allowedBy(what)
+}
+
+// Rules returns all that the caller may do, as rules.
+func (i Identity) Rules() []catalog.PolicyRule {
+	switch i.Subject {
+	case Local:
+		return catalog.BuiltinPolicies()[0].Rules
+	case Bearer:
+		return i.Rights.rules()
+	default:
+		return []catalog.PolicyRule{}
+	}
+}
+
+// Outlives reports whether a token that ends at t, or never, goes on when the
+// caller's own has ended.
+func (i Identity) Outlives(t *time.Time) bool {
+	return !i.Expires.IsZero() && (t == nil || t.After(i.Expires))
 }

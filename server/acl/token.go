@@ -7,7 +7,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/meshd/meshd/catalog"
 )
 
 // Sizes and lifetimes of tokens.
@@ -19,6 +22,8 @@ const (
 	MinSecret = 32
 	// DefaultJoinTTL is how long a join token may be used unless it says otherwise.
 	DefaultJoinTTL = 10 * time.Minute
+	// accessorBytes is how much tells two tokens apart in public.
+	accessorBytes = 8
 	// MaxJoinTTL bounds the life of a join token.
 	MaxJoinTTL = 24 * time.Hour
 )
@@ -29,34 +34,111 @@ var ErrToken = errors.New("invalid token")
 // tokenPrefix makes a token recognizable in a log or to a secret scanner.
 const tokenPrefix = "mesht_"
 
+// Limits of tokens.
+const (
+	maxPolicies = 32
+	// MaxGrace bounds how long the old secret of a rotated token goes on.
+	MaxGrace = 7 * 24 * time.Hour
+)
+
 // Token is the stored record of an API token, kept under Hash of its secret.
 type Token struct {
 	// Accessor names the token in public.
-	Accessor    string     `json:"accessor"`
-	Description string     `json:"description,omitempty"`
-	Role        Role       `json:"role"`
-	Created     time.Time  `json:"created"`
-	Expires     *time.Time `json:"expires,omitempty"`
+	Accessor    string `json:"accessor"`
+	Description string `json:"description,omitempty"`
+	// Policies and Roles say what the token may do.
+	Policies []string   `json:"policies,omitempty"`
+	Roles    []string   `json:"roles,omitempty"`
+	Created  time.Time  `json:"created"`
+	Expires  *time.Time `json:"expires,omitempty"`
+	// CreatedBy is the caller that made it, as Identity.String says it; "" for the
+	// first one.
+	CreatedBy string `json:"created_by,omitempty"`
+	// Rotated is when it last got another secret.
+	Rotated *time.Time `json:"rotated,omitempty"`
+	// Superseded says that this is an old secret of a rotated token, good until
+	// Expires.
+	Superseded bool `json:"superseded,omitempty"`
+	// Role was what came before policies: "admin" stands for the policy.
+	Role string `json:"role,omitempty"`
 }
 
-// Identity returns whom the token makes of its bearer at a time: nobody, after
-// it has expired.
-func (t Token) Identity(now time.Time) Identity {
-	if t.Expires != nil && !now.Before(*t.Expires) {
+// Expired reports whether the token has ended.
+func (t Token) Expired(now time.Time) bool { return t.Expires != nil && !now.Before(*t.Expires) }
+
+// Label names the token for people: "9f3a66f01b77c2d4 (ci deploys)".
+func (t Token) Label() string {
+	if t.Description == "" {
+		return t.Accessor
+	}
+	return t.Accessor + " (" + t.Description + ")"
+}
+
+// AllPolicies returns the names of the token's own policies, not those of roles.
+func (t Token) AllPolicies() []string {
+	if t.Role == RoleAdmin {
+		return append(slices.Clone(t.Policies), catalog.PolicyAdmin)
+	}
+	return t.Policies
+}
+
+// Identity returns whom the token makes of its bearer at a time, with the rights
+// that a book gives it: nobody, after it has expired.
+func (t Token) Identity(now time.Time, book *Book) Identity {
+	if t.Expired(now) {
 		return Identity{}
 	}
-	return Identity{Subject: Bearer, Name: t.Accessor, Role: t.Role, Title: t.Description}
+	who := Identity{Subject: Bearer, Name: t.Accessor, Rights: book.Rights(t.AllPolicies(), t.Roles), Title: t.Description}
+	if t.Expires != nil {
+		who.Expires = *t.Expires
+	}
+	return who
 }
 
-// NewToken returns a record, and the secret to show once and never store.
-func NewToken(role Role, description string, now time.Time) (token Token, secret string) {
-	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(randomBytes(SecretBytes))
-	return newToken(role, description, now), secret
+// Validate reports what is wrong with what a token says; see catalog.FieldErrors.
+// Whether its policies and roles exist is for others to know.
+func (t Token) Validate() error {
+	var p catalog.Problems
+	p.Under("description", catalog.CheckDescription(t.Description))
+	if len(t.Policies)+len(t.Roles) == 0 {
+		p.Add("policies", "missing: a token without policies or roles may do nothing")
+	}
+	for _, list := range []struct {
+		field string
+		names []string
+	}{{"policies", t.Policies}, {"roles", t.Roles}} {
+		if len(list.names) > maxPolicies {
+			p.Add(list.field, "%d names, at most %d are allowed", len(list.names), maxPolicies)
+		}
+		for i, name := range list.names {
+			at := fmt.Sprintf("%s[%d]", list.field, i)
+			if err := catalog.CheckLabel(name); err != nil {
+				p.Add(at, "%v", err)
+			} else if slices.Contains(list.names[:i], name) {
+				p.Add(at, "%q is listed twice: remove one", name)
+			}
+		}
+	}
+	return p.Err()
 }
 
-// AdoptToken returns a record for a secret that an operator chose. Errors wrap
-// ErrToken and do not quote the secret.
-func AdoptToken(secret string, role Role, description string, now time.Time) (Token, error) {
+// RoleAdmin is the policy of the first token.
+const RoleAdmin = catalog.PolicyAdmin
+
+// NewToken returns a record with one policy, and the secret to show once and
+// never store.
+func NewToken(policy, description string, now time.Time) (token Token, secret string) {
+	return newToken(policy, description, now), NewSecret()
+}
+
+// NewSecret returns a secret for a token.
+func NewSecret() string {
+	return tokenPrefix + base64.RawURLEncoding.EncodeToString(randomBytes(SecretBytes))
+}
+
+// AdoptToken returns a record with one policy for a secret that an operator chose.
+// Errors wrap ErrToken and do not quote the secret.
+func AdoptToken(secret, policy, description string, now time.Time) (Token, error) {
 	if len(secret) < MinSecret {
 		return Token{}, fmt.Errorf("%w: %d characters are too easy to guess, want at least %d random ones", ErrToken, len(secret), MinSecret)
 	}
@@ -65,12 +147,18 @@ func AdoptToken(secret string, role Role, description string, now time.Time) (To
 			return Token{}, fmt.Errorf("%w: it has characters that an HTTP header can't carry, want printable ASCII without spaces", ErrToken)
 		}
 	}
-	return newToken(role, description, now), nil
+	return newToken(policy, description, now), nil
 }
 
-func newToken(role Role, description string, now time.Time) Token {
-	return Token{Accessor: hex.EncodeToString(randomBytes(8)), Description: description, Role: role, Created: now.UTC()}
+func newToken(policy, description string, now time.Time) Token {
+	t := Token{Accessor: newAccessor(), Description: description, Created: now.UTC()}
+	if policy != "" {
+		t.Policies = []string{policy}
+	}
+	return t
 }
+
+func newAccessor() string { return hex.EncodeToString(randomBytes(accessorBytes)) }
 
 // Hash returns what is stored in place of a secret: its SHA-256 in hexadecimal.
 // Secrets have so much entropy that a slow hash would add nothing.
@@ -109,7 +197,7 @@ func NewJoinToken(node string, services []string, ttl time.Duration, replace boo
 		return JoinToken{}, nil, fmt.Errorf("%w: a join token lives for up to %v, not %v", ErrToken, MaxJoinTTL, ttl)
 	}
 	return JoinToken{
-		Accessor: hex.EncodeToString(randomBytes(8)),
+		Accessor: newAccessor(),
 		Node:     node,
 		Services: services,
 		Replace:  replace,

@@ -141,15 +141,29 @@ func (a *API) namespacesExist(s *state.Snapshot, q question) error {
 	return namespaceExists(s, q.source.Namespace)
 }
 
-func (a *API) check(c *call) (any, error) {
-	q, err := a.question(c)
-	if err != nil {
+// stateFor returns the state that answers a question, if the caller may ask it:
+// about a destination, or a source, whose intentions he may read.
+func (a *API) stateFor(c *call, q question) (*state.Snapshot, error) {
+	source := a.serviceOf(q.source)
+	what := acl.Request{
+		Namespace: q.destination.Namespace, Name: q.destination.Name, SourceNamespace: source.Namespace, Source: source.Name,
+	}
+	if err := c.authorize(acl.Read, acl.Intention, what); err != nil {
 		return nil, err
 	}
 	s, err := a.fresh(c)
 	if err == nil {
 		err = a.namespacesExist(s, q)
 	}
+	return s, err
+}
+
+func (a *API) check(c *call) (any, error) {
+	q, err := a.question(c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := a.stateFor(c, q)
 	if err != nil {
 		return nil, err
 	}
@@ -162,10 +176,7 @@ func (a *API) explain(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := a.fresh(c)
-	if err == nil {
-		err = a.namespacesExist(s, q)
-	}
+	s, err := a.stateFor(c, q)
 	if err != nil {
 		return nil, err
 	}

@@ -13,9 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -86,6 +83,7 @@ type API struct {
 	cfg     Config
 	kinds   []collection
 	watches chan struct{} // a place for each
+	lookups chan struct{} // likewise, see newer
 	ending  chan struct{} // closed by EndWatches
 	end     sync.Once
 }
@@ -116,7 +114,7 @@ func New(cfg Config) *API {
 	}
 	return &API{
 		cfg: cfg, kinds: collections(cfg.Info.TrustDomain),
-		watches: make(chan struct{}, maxWatches), ending: make(chan struct{}),
+		watches: make(chan struct{}, maxWatches), lookups: make(chan struct{}, maxLookups), ending: make(chan struct{}),
 	}
 }
 
@@ -125,9 +123,10 @@ type route struct {
 	method, pattern string
 	verb            acl.Verb
 	resource        acl.Resource
-	// object names what the path means, for authorization; nil means all of
-	// the resource. Handlers that learn more from the body authorize again.
-	object func(*http.Request) (namespace, name string)
+	// object is what the path means, for authorization: all of a request but its
+	// verb and resource; nil means all of the resource. Handlers that learn more
+	// from the body authorize again.
+	object func(*http.Request) acl.Request
 	handle func(*call) (any, error)
 	// limit is how many bytes of body are read; 0 means maxBody.
 	limit int64
@@ -159,19 +158,20 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
 		{http.MethodGet, "/v1/metrics", acl.Read, acl.Operator, nil, a.metrics, 0},
 		{http.MethodGet, "/v1/debug/{part}", acl.Read, acl.Operator, nil, a.debug, 0},
-		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, nil, a.prometheusTargets, 0},
-		{http.MethodGet, "/v1/rollout", acl.Read, acl.Proxy, nil, a.rollout, 0},
+		{http.MethodGet, "/v1/prometheus/sd", acl.Read, acl.Node, some, a.prometheusTargets, 0},
+		{http.MethodGet, "/v1/rollout", acl.Read, acl.Self, nil, a.rollout, 0}, // it shows of each service to those who may see it
 		{http.MethodPost, "/v1/held-nodes/release", acl.Write, acl.Operator, nil, a.releaseNodes, 0},
 		{http.MethodPost, "/v1/apply", acl.Write, acl.Each, nil, a.apply, maxApply}, // each resource is authorized by itself
-		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, nil, a.check, 0},
-		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, nil, a.explain, 0},
-		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, nil, a.joinToken, 0},
+		{http.MethodPost, "/v1/intentions/check", acl.Read, acl.Intention, some, a.check, 0},
+		{http.MethodPost, "/v1/explain", acl.Read, acl.Intention, some, a.explain, 0},
+		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, some, a.joinToken, 0},
 		{http.MethodGet, "/v1/snapshot", acl.Read, acl.Snapshot, nil, a.saveSnapshot, 0},
 		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Snapshot, nil, a.restoreSnapshot, maxSnapshot},
 	}
 	rs = append(rs, a.drainRoutes()...)
 	rs = append(rs, a.historyRoutes()...)
 	rs = append(rs, a.flowRoutes()...)
+	rs = append(rs, a.tokenRoutes()...)
 	for _, k := range a.kinds {
 		remove := a.delete(k)
 		if k.kind() == client.KindSet {
@@ -180,7 +180,7 @@ func (a *API) routes() []route {
 		base := "/v1/" + k.kind().Collection()
 		one := base + k.pattern()
 		rs = append(rs,
-			route{http.MethodGet, base, acl.Read, k.resource(), nil, a.list(k), 0},
+			route{http.MethodGet, base, acl.Read, k.resource(), some, a.list(k), 0},
 			route{http.MethodGet, one, acl.Read, k.resource(), k.object, a.get(k), 0},
 			route{http.MethodPut, one, acl.Write, k.resource(), k.object, a.put(k), 0},
 			route{http.MethodDelete, one, acl.Write, k.resource(), k.object, remove, 0},
@@ -283,49 +283,6 @@ func (a *API) serve(r route, local bool) http.Handler {
 // errAborted is what became of a request whose handler did not return.
 var errAborted = errors.New("the answer was aborted")
 
-func (a *API) answer(c *call, r route, local bool) (any, error) {
-	c.what = acl.Request{Verb: r.verb, Resource: r.resource}
-	if r.object != nil {
-		c.what.Namespace, c.what.Name = r.object(c.Request)
-	}
-	c.allowed = func() error {
-		var err error
-		if c.who, err = a.authenticate(c.Request, local); err != nil {
-			return err
-		}
-		return acl.Authorize(c.who, c.what)
-	}
-	if err := c.allowed(); err != nil {
-		return nil, err
-	}
-	return r.handle(c)
-}
-
-// authenticate finds out who calls. A token that is wrong is an error, not an
-// anonymous caller, so that a typo is not mistaken for a missing permission.
-func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) {
-	if local {
-		return acl.Identity{Subject: acl.Local, Name: "admin-socket", Title: "local admin"}, nil
-	}
-	header := req.Header.Get("Authorization")
-	if header == "" {
-		return acl.Identity{}, nil
-	}
-	secret, ok := strings.CutPrefix(header, "Bearer ")
-	if !ok {
-		return acl.Identity{}, &client.Error{Code: client.CodeUnauthorized, Message: "the Authorization header is not of the form Bearer TOKEN"}
-	}
-	rec, ok := state.Tokens.Get(a.cfg.State.Snapshot(), acl.Hash([]byte(secret)))
-	if ok && rec.Err == nil {
-		if who := rec.Value.Identity(a.cfg.Now()); who.Subject == acl.Bearer {
-			return who, nil
-		}
-	}
-	return acl.Identity{}, &client.Error{
-		Code: client.CodeUnauthorized, Message: "the token is unknown or expired", Next: "check MESH_TOKEN or MESH_TOKEN_FILE",
-	}
-}
-
 // EndWatches ends the watches that run, and those that come: a server that stops
 // does not wait for them. It may be called more than once.
 func (a *API) EndWatches() { a.end.Do(func() { close(a.ending) }) }
@@ -389,59 +346,6 @@ func (a *API) status(c *call) (any, error) {
 		Name: out.Server, Version: out.Version, Started: out.Started, Agents: out.Connected, Position: out.Position,
 	}}
 	return out, nil
-}
-
-// rollout waits until the proxies have applied a position, one refuses, or the
-// time asked for is over, and tells how far they are.
-func (a *API) rollout(c *call) (any, error) {
-	q := c.URL.Query()
-	revision, err := strconv.ParseUint(q.Get("revision"), 10, 64)
-	if err != nil {
-		return nil, badField("revision", "%q is no revision", q.Get("revision"))
-	}
-	wait, err := time.ParseDuration(q.Get("wait"))
-	if q.Get("wait") != "" && err != nil {
-		return nil, badField("wait", "%q is no duration such as 30s", q.Get("wait"))
-	}
-	services, err := namesOf(q, "service")
-	if err != nil {
-		return nil, err
-	}
-	called, err := namesOf(q, "callers_of")
-	if err != nil {
-		return nil, err
-	}
-	pos := catalog.Position{Generation: q.Get("generation"), Revision: revision}
-	ctx, cancel := context.WithTimeout(c.Context(), min(wait, maxWait))
-	defer cancel()
-	for {
-		concerned := services
-		if len(called) > 0 {
-			concerned = slices.Concat(services, a.cfg.Fleet.Callers(called))
-		}
-		r, changed := a.cfg.Fleet.Rollout(pos, concerned)
-		if r.Done || len(r.Refused) > 0 {
-			return r, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return r, nil
-		}
-	}
-}
-
-// namesOf reads the services that a parameter names.
-func namesOf(q url.Values, parameter string) ([]catalog.Name, error) {
-	var names []catalog.Name
-	for _, text := range q[parameter] {
-		n, err := catalog.ParseName(text)
-		if err != nil {
-			return nil, badField(parameter, "%v", err)
-		}
-		names = append(names, n)
-	}
-	return names, nil
 }
 
 // releaseNodes lets nodes be declared lost that are held back, as too many fell

@@ -199,48 +199,6 @@ func (w *world) do(t *testing.T, method, path, body string, want int, out any) {
 	}
 }
 
-// TestEveryRouteIsAuthorized goes through the whole table: who may pass is
-// decided by the resource alone, and no route is left out.
-func TestEveryRouteIsAuthorized(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	public := map[string]bool{"/v1/healthz": true, "/v1/openapi.json": true, "/v1/ca/roots": true}
-	expired, secret := acl.NewToken(acl.RoleAdmin, "expired", time.Now())
-	past := time.Now().Add(-time.Minute)
-	expired.Expires = &past
-	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), expired) })
-	powerless, weak := acl.NewToken("", "no role", time.Now())
-	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(weak)), powerless) })
-
-	for _, r := range w.api.Routes() {
-		path := strings.NewReplacer("{name}", "x", "{namespace}", "default", "{service}", "x", "{node}", "x", "{id}", "x",
-			"{destination}", "x", "{source_namespace}", "default", "{source}", "x").Replace(r.Pattern)
-		for _, c := range []struct {
-			who, base, token string
-			want             int // 0: anything but a refusal
-		}{
-			{"anonymous", w.url, "", http.StatusUnauthorized},
-			{"wrong token", w.url, "mesht_wrong", http.StatusUnauthorized},
-			{"expired token", w.url, secret, http.StatusUnauthorized},
-			{"token without role", w.url, weak, http.StatusForbidden},
-			{"admin", w.url, w.token, 0},
-			{"admin socket", w.local, "", 0},
-		} {
-			if r.Resource == acl.Each && c.who == "token without role" {
-				c.want = 0 // what it does is authorized one by one
-			}
-			if public[r.Pattern] && c.who != "wrong token" && c.who != "expired token" {
-				c.want = 0
-			}
-			status, body := call(t, r.Method, c.base+path, c.token, "{}")
-			refused := status == http.StatusUnauthorized || status == http.StatusForbidden
-			if c.want == 0 && refused || c.want != 0 && status != c.want {
-				t.Errorf("%s %s by %s: %d %s, want %d", r.Method, r.Pattern, c.who, status, body, c.want)
-			}
-		}
-	}
-}
-
 func TestResourceLifeCycle(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -23,7 +24,7 @@ type collection interface {
 	// pattern is the part of the URL that names one resource.
 	pattern() string
 	// object returns what a URL of pattern names, for authorization.
-	object(*http.Request) (namespace, name string)
+	object(*http.Request) acl.Request
 	// parts returns what a URL of pattern names, for ref.
 	parts(*http.Request) []string
 	list(*state.Snapshot) []client.Item
@@ -41,7 +42,7 @@ type collection interface {
 	// decode reads and validates a spec.
 	decode(raw []byte) (resource, error)
 	// scopeOf returns what authorization sees of a resource.
-	scopeOf(client.Ref) (namespace, name string, err error)
+	scopeOf(client.Ref) (acl.Request, error)
 	// remove deletes the resource if its revision is the given one.
 	remove(tx *state.Tx, ref client.Ref, revision uint64) (client.Change, error)
 }
@@ -49,13 +50,13 @@ type collection interface {
 // A resource is one decoded spec that is about to be written.
 type resource interface {
 	ref() client.Ref
-	object() (namespace, name string)
+	object() acl.Request
 	// same returns what a write would answer that changes nothing, if s holds this
 	// very spec.
 	same(s *state.Snapshot) (client.Change, bool)
-	// write puts the spec, if the stored one has the given revision, and
-	// returns what changed and what looks unintended.
-	write(tx *state.Tx, revision uint64) (client.Change, []string, error)
+	// write puts the spec for somebody, if the stored one has the given revision,
+	// and returns what changed and what looks unintended.
+	write(tx *state.Tx, who acl.Identity, revision uint64) (client.Change, []string, error)
 }
 
 // A table is a collection over a table of the state.
@@ -70,7 +71,7 @@ type table[K comparable, V interface{ Validate() error }] struct {
 	ref   func(K) client.Ref
 	show  func(K) string
 	// scope is what authorization sees of a key.
-	scope func(K) (namespace, name string)
+	scope func(K) acl.Request
 	// status is what the mesh knows of a resource; nil: nothing.
 	status func(*state.Snapshot, K) any
 	// touched returns the resources whose status a change of another table may
@@ -78,10 +79,13 @@ type table[K comparable, V interface{ Validate() error }] struct {
 	touched func(*state.Snapshot, state.Change) []K
 	// labels are those of a spec; nil: the kind has none.
 	labels func(V) map[string]string
-	// before checks a write against the rest of the state, in its transaction.
-	before func(*state.Tx, K, V) ([]string, error)
+	// before checks a write against the rest of the state, and the rights of its
+	// writer, in its transaction.
+	before func(*state.Tx, acl.Identity, K, V) ([]string, error)
 	// beforeRemove does so for a delete.
 	beforeRemove func(*state.Tx, K) error
+	// builtin are specs that always are, and are not stored; nil: none.
+	builtin func() []V
 	// readOnly says who writes such resources, if not users.
 	readOnly string
 }
@@ -104,21 +108,20 @@ func (t *table[K, V]) parts(r *http.Request) []string {
 	return parts
 }
 
-func (t *table[K, V]) object(r *http.Request) (namespace, name string) {
+func (t *table[K, V]) object(r *http.Request) acl.Request {
 	k, err := t.key(t.parts(r))
 	if err != nil {
-		return "", "" // all of the kind is asked for; the handler reports the error
+		return acl.Request{} // all of the kind is asked for; the handler reports the error
 	}
 	return t.scope(k)
 }
 
-func (t *table[K, V]) scopeOf(r client.Ref) (namespace, name string, err error) {
+func (t *table[K, V]) scopeOf(r client.Ref) (acl.Request, error) {
 	k, err := t.parse(r)
 	if err != nil {
-		return "", "", err
+		return acl.Request{}, err
 	}
-	namespace, name = t.scope(k)
-	return namespace, name, nil
+	return t.scope(k), nil
 }
 
 func (t *table[K, V]) item(s *state.Snapshot, k K, rec state.Record[V]) client.Item {
@@ -135,7 +138,7 @@ func (t *table[K, V]) item(s *state.Snapshot, k K, rec state.Record[V]) client.I
 }
 
 func (t *table[K, V]) list(s *state.Snapshot) []client.Item {
-	items := []client.Item{}
+	items := t.builtins(selection{})
 	for k, rec := range t.table.All(s) {
 		items = append(items, t.item(s, k, rec))
 	}
@@ -149,10 +152,42 @@ func (t *table[K, V]) get(s *state.Snapshot, ref client.Ref) (*client.Item, erro
 	}
 	rec, ok := t.table.Get(s, k)
 	if !ok {
+		for _, i := range t.builtins(selection{}) {
+			if slices.Equal(i.Ref.Parts, t.ref(k).Parts) {
+				return &i, nil
+			}
+		}
 		return nil, nil //nolint:nilnil // the contract of get: nil is none
 	}
 	i := t.item(s, k, rec)
 	return &i, nil
+}
+
+// builtins are the built-in resources that are selected. They come before what is
+// stored, in their own order, and have the revision 0.
+func (t *table[K, V]) builtins(sel selection) []client.Item {
+	items := []client.Item{}
+	if t.builtin == nil {
+		return items
+	}
+	for _, v := range t.builtin() {
+		k, err := t.keyOf(v)
+		if err != nil || !t.selected(sel, k, v) {
+			continue
+		}
+		raw, _ := json.Marshal(v) // a struct of our own: it always can be
+		items = append(items, client.Item{Kind: t.name, Name: t.show(k), Ref: t.ref(k), Spec: raw})
+	}
+	return items
+}
+
+func (t *table[K, V]) isBuiltin(k K) bool {
+	return slices.ContainsFunc(t.builtins(selection{}), func(i client.Item) bool { return slices.Equal(i.Ref.Parts, t.ref(k).Parts) })
+}
+
+// builtin refuses to change what is always there.
+func builtin(kind client.Kind, name string) error {
+	return &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("%s %s is built in, and always as it is", kind, name), Next: "write another one under another name"}
 }
 
 func (t *table[K, V]) parse(ref client.Ref) (K, error) {
@@ -185,6 +220,9 @@ func (t *table[K, V]) remove(tx *state.Tx, ref client.Ref, revision uint64) (cli
 	}
 	if t.readOnly != "" {
 		return client.Change{}, &client.Error{Code: client.CodeInvalid, Message: fmt.Sprintf("%s %s cannot be deleted: %s", t.name, t.show(k), t.readOnly)}
+	}
+	if t.isBuiltin(k) {
+		return client.Change{}, builtin(t.name, t.show(k))
 	}
 	old, ok := t.table.Get(tx, k)
 	if !ok {
@@ -221,8 +259,8 @@ type spec[K comparable, V interface{ Validate() error }] struct {
 	raw   []byte
 }
 
-func (s *spec[K, V]) ref() client.Ref                  { return s.table.ref(s.key) }
-func (s *spec[K, V]) object() (namespace, name string) { return s.table.scope(s.key) }
+func (s *spec[K, V]) ref() client.Ref     { return s.table.ref(s.key) }
+func (s *spec[K, V]) object() acl.Request { return s.table.scope(s.key) }
 
 func (s *spec[K, V]) same(at *state.Snapshot) (client.Change, bool) {
 	old, exists := s.table.table.Get(at, s.key)
@@ -234,7 +272,7 @@ func (s *spec[K, V]) same(at *state.Snapshot) (client.Change, bool) {
 	}, true
 }
 
-func (s *spec[K, V]) write(tx *state.Tx, revision uint64) (client.Change, []string, error) {
+func (s *spec[K, V]) write(tx *state.Tx, who acl.Identity, revision uint64) (client.Change, []string, error) {
 	change := client.Change{Kind: s.table.name, Name: s.table.show(s.key), After: s.raw, Change: client.ChangeCreated}
 	if revision != client.AnyRevision {
 		if err := s.table.table.Expect(tx, s.key, revision); err != nil {
@@ -249,10 +287,13 @@ func (s *spec[K, V]) write(tx *state.Tx, revision uint64) (client.Change, []stri
 			return change, nil, nil
 		}
 	}
+	if s.table.isBuiltin(s.key) {
+		return change, nil, builtin(s.table.name, s.table.show(s.key))
+	}
 	var warnings []string
 	if s.table.before != nil {
 		var err error
-		if warnings, err = s.table.before(tx, s.key, s.value); err != nil {
+		if warnings, err = s.table.before(tx, who, s.key, s.value); err != nil {
 			return change, nil, err
 		}
 	}

@@ -102,7 +102,7 @@ func (a *API) changeDrain(c *call, k collection, change func(*state.Tx, catalog.
 			return err
 		}
 		if item == nil {
-			return missing(k, tx.Snapshot(), ref)
+			return missing(c, k, tx.Snapshot(), ref)
 		}
 		done, err := change(tx, key)
 		out = client.Result{Changes: []client.Change{{Kind: k.kind(), Name: item.Name, Change: done}}}
@@ -151,7 +151,7 @@ func (a *API) leave(c *call) (any, error) {
 		pos, err := a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
 			removed = nil
 			if _, ok := state.Nodes.Get(tx, node); !ok {
-				return missing(a.collection(client.KindNode), tx.Snapshot(), client.Ref{Kind: client.KindNode, Parts: []string{node}})
+				return missing(c, a.collection(client.KindNode), tx.Snapshot(), client.Ref{Kind: client.KindNode, Parts: []string{node}})
 			}
 			if lease, ok := state.Leases.Get(tx, node); ok && !lease.Value.Lost {
 				return &client.Error{

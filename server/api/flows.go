@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,26 +21,53 @@ import (
 const defaultDenials = 100
 
 // flowRoutes show what happens in the mesh: who sees single requests needs the
-// verb tap for the destination, or for all services.
+// verb tap for the destination. Who names no destination sees those that he may.
 func (a *API) flowRoutes() []route {
 	return []route{
 		{http.MethodGet, "/v1/tap", acl.Tap, acl.Service, tapped, a.tap, 0},
 		{http.MethodGet, "/v1/denials", acl.Tap, acl.Service, tapped, a.denials, 0},
-		{http.MethodGet, "/v1/explain/{id}", acl.Tap, acl.Service, nil, a.explainID, 0},
-		{http.MethodGet, "/v1/top", acl.Read, acl.Proxy, nil, a.top, 0},
+		{http.MethodGet, "/v1/explain/{id}", acl.Tap, acl.Service, some, a.explainID, 0},
+		{http.MethodGet, "/v1/top", acl.Read, acl.Service, some, a.top, 0},
 	}
 }
 
-// tapped is the destination that a query is about; if it names none, all are meant.
-func tapped(req *http.Request) (namespace, name string) {
+// tapped is the destination that a query is about; if it names no single one, those
+// are meant that the caller may tap.
+func tapped(req *http.Request) acl.Request {
 	n, err := flow.ParseServices(req.URL.Query().Get("dst"))
-	if err != nil {
-		return "", "" // the handler says so, to those who may see all
+	switch {
+	case err != nil: // none, or one that is wrong, as the handler says to those who may tap any
+		return acl.Request{Some: true}
+	case n.Name == "*" || n.Name == "":
+		return acl.Request{Some: true, Namespace: n.Namespace}
+	default:
+		return acl.Request{Namespace: n.Namespace, Name: n.Name}
 	}
-	if n.Name == "*" {
-		n.Name = ""
+}
+
+// serviceOf is what authorization sees of one side of a request: a service of this
+// mesh, or what only those may see who may see all.
+func (a *API) serviceOf(id spiffe.ID) acl.Request {
+	if id.Kind != spiffe.KindService || id.TrustDomain != a.cfg.Info.TrustDomain {
+		return acl.Request{}
 	}
-	return n.Namespace, n.Name
+	return acl.Request{Namespace: id.Namespace, Name: id.Name}
+}
+
+// shown leaves of an answer what the caller may see: single requests to services
+// that he may tap, and counters of services that he may read, on either side.
+func (a *API) shown(c *call, all flow.Answer) flow.Answer {
+	all.Records = slices.DeleteFunc(slices.Clone(all.Records), func(r flow.Record) bool {
+		return !c.may(acl.Tap, acl.Service, a.serviceOf(r.Destination))
+	})
+	if all.Sample != nil {
+		sample := *all.Sample
+		sample.Edges = slices.DeleteFunc(slices.Clone(sample.Edges), func(e flow.Edge) bool {
+			return !c.may(acl.Read, acl.Service, a.serviceOf(e.Destination)) && !c.may(acl.Read, acl.Service, a.serviceOf(e.Source))
+		})
+		all.Sample = &sample
+	}
+	return all
 }
 
 // flowQuery reads what is asked for.
@@ -94,18 +122,21 @@ func (a *API) sendAnswers(c *call, pieces <-chan flow.Answer, ended <-chan error
 	e.buffer.WriteString(": welcome\n\n") // so that the caller knows that it may
 	heartbeat := time.NewTicker(a.cfg.Heartbeat)
 	defer heartbeat.Stop()
+	expired, stop := c.expired(a.cfg.Now())
+	defer stop()
 	for e.flush() == nil {
+		var piece *flow.Answer
 		select {
-		case piece := <-pieces:
-			e.event(client.EventAnswer, piece)
+		case one := <-pieces:
+			piece = &one
+		case <-expired:
 		case <-heartbeat.C:
 			e.buffer.WriteString(": alive\n\n")
 		case err := <-ended:
 			if err == nil {
 				err = errors.New("the answers ended")
 			}
-			e.event(client.EventError, &client.Error{Code: client.CodeUnavailable, Message: err.Error(), Next: "try again in a moment"})
-			_ = e.flush() // it ends either way
+			e.end(&client.Error{Code: client.CodeUnavailable, Message: err.Error(), Next: "try again in a moment"})
 			return
 		case <-c.Context().Done():
 			return
@@ -113,10 +144,11 @@ func (a *API) sendAnswers(c *call, pieces <-chan flow.Answer, ended <-chan error
 			return
 		}
 		if err := c.allowed(); err != nil {
-			e.buffer.Reset()
-			e.event(client.EventError, toError(err))
-			_ = e.flush() // it ends either way
+			e.end(err)
 			return
+		}
+		if piece != nil {
+			e.event(client.EventAnswer, a.shown(c, *piece))
 		}
 	}
 }
@@ -131,7 +163,7 @@ func (a *API) collect(c *call, q flow.Query) (flow.Answer, error) {
 	if err != nil {
 		return all, &client.Error{Code: client.CodeUnavailable, Message: err.Error(), Next: "try again in a moment"}
 	}
-	if all.Records == nil {
+	if all = a.shown(c, all); all.Records == nil {
 		all.Records = []flow.Record{}
 	}
 	return all, nil

@@ -26,7 +26,7 @@ const (
 // historyRoutes tell what became of intentions, and undo it.
 func (a *API) historyRoutes() []route {
 	return []route{
-		{http.MethodGet, "/v1/intentions/history", acl.Read, acl.Intention, nil, a.history, 0},
+		{http.MethodGet, "/v1/intentions/history", acl.Read, acl.Intention, some, a.history, 0},
 		{http.MethodPost, "/v1/intentions/undo", acl.Write, acl.Each, nil, a.undo, 0}, // each intention is authorized by itself
 	}
 }
@@ -123,7 +123,7 @@ func (a *API) history(c *call) (any, error) {
 		if rec.Err != nil || q.before != 0 && key.Number >= q.before || rec.Value.At.Before(q.since) {
 			continue
 		}
-		changes := editChanges(rec.Value.Intentions, q)
+		changes := editChanges(c, rec.Value.Intentions, q)
 		if len(changes) == 0 {
 			continue
 		}
@@ -148,11 +148,11 @@ func (a *API) history(c *call) (any, error) {
 	return out, nil
 }
 
-func editChanges(edits []state.Edit, q historyQuery) []client.Change {
+func editChanges(c *call, edits []state.Edit, q historyQuery) []client.Change {
 	var out []client.Change
 	for _, e := range edits {
 		key, err := state.ParseKeyText(e.Key)
-		if err != nil || !q.selects(key) {
+		if err != nil || !q.selects(key) || !c.may(acl.Read, acl.Intention, scopeOfIntention(key)) {
 			continue
 		}
 		change := client.Change{Kind: client.KindIntention, Name: key.String(), Change: client.ChangeUpdated, Before: e.Before, After: e.After}
@@ -430,7 +430,7 @@ func (u *undoing) one(k collection, ref client.Ref, before, now []byte) error {
 			Next: "write it anew with meshctl intention",
 		}
 	}
-	change, warnings, err := r.write(u.tx, client.AnyRevision)
+	change, warnings, err := r.write(u.tx, u.who, client.AnyRevision)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func want(parts []string, n int) error {
 
 // collections lists every kind, in the order of client.Kinds.
 func collections(trustDomain string) []collection {
-	return []collection{namespaces(), nodes(), services(), instances(), intentionsOf(trustDomain), sets()}
+	return []collection{namespaces(), nodes(), services(), instances(), intentionsOf(trustDomain), sets(), policies(), roles()}
 }
 
 func oneName(parts []string) (string, error) {
@@ -38,6 +38,38 @@ func oneName(parts []string) (string, error) {
 
 func plain(s string) string { return s }
 
+// named is the scope of what has a name and no namespace.
+func named(name string) acl.Request { return acl.Request{Name: name} }
+
+// scopeOfIntention is its destination, whose owner writes it. Its source, of this
+// mesh, may read it too.
+func scopeOfIntention(k intentions.Key) acl.Request {
+	what := acl.Request{Namespace: k.DestinationNamespace, Name: k.Destination}
+	if k.SourceTrustDomain == "" {
+		what.SourceNamespace, what.Source = k.SourceNamespace, k.Source
+	}
+	return what
+}
+
+// mayGive demands that somebody may write the services that he lets a host run, as
+// the host can act as any of them then.
+func mayGive(who acl.Identity, patterns []string) error {
+	for _, p := range patterns {
+		what := acl.Request{Verb: acl.Write, Resource: acl.Service}
+		if p != "*" {
+			ns, name, has := strings.Cut(p, "/")
+			if !has {
+				ns, name = catalog.DefaultNamespace, p
+			}
+			what.Namespace, what.Name = ns, name
+		}
+		if err := acl.Authorize(who, what); err != nil {
+			return fmt.Errorf("a host that may run %s can act as it: %w", p, err)
+		}
+	}
+	return nil
+}
+
 func namespaces() collection {
 	return &table[string, catalog.Namespace]{
 		name: client.KindNamespace, res: acl.Namespace, segments: []string{"name"}, table: state.Namespaces,
@@ -45,7 +77,7 @@ func namespaces() collection {
 		keyOf: func(n catalog.Namespace) (string, error) { return n.Name, nil },
 		ref:   func(k string) client.Ref { return client.Ref{Kind: client.KindNamespace, Parts: []string{k}} },
 		show:  plain,
-		scope: func(k string) (string, string) { return k, "" },
+		scope: named,
 		beforeRemove: func(tx *state.Tx, k string) error {
 			for n := range state.Services.All(tx) {
 				if n.Namespace != k {
@@ -75,7 +107,7 @@ func nodes() collection {
 		keyOf:  func(n catalog.Node) (string, error) { return n.Name, nil },
 		ref:    func(k string) client.Ref { return client.Ref{Kind: client.KindNode, Parts: []string{k}} },
 		show:   plain,
-		scope:  func(k string) (string, string) { return "", k },
+		scope:  named,
 		labels: func(n catalog.Node) map[string]string { return n.Labels },
 		touched: func(_ *state.Snapshot, c state.Change) []string {
 			if k, ok := state.NodeStatuses.Key(c); ok {
@@ -112,8 +144,8 @@ func nodes() collection {
 			_, st.Drain = state.NodeDrains.Get(s, k)
 			return st
 		},
-		before: func(tx *state.Tx, _ string, n catalog.Node) ([]string, error) {
-			return strangeNamespaces(tx, n.Services), nil
+		before: func(tx *state.Tx, who acl.Identity, _ string, n catalog.Node) ([]string, error) {
+			return strangeNamespaces(tx, n.Services), mayGive(who, n.Services)
 		},
 	}
 }
@@ -152,7 +184,7 @@ func services() collection {
 			return client.Ref{Kind: client.KindService, Parts: []string{k.Namespace, k.Name}}
 		},
 		show:   catalog.Name.Short,
-		scope:  func(k catalog.Name) (string, string) { return k.Namespace, k.Name },
+		scope:  func(k catalog.Name) acl.Request { return acl.Request{Namespace: k.Namespace, Name: k.Name} },
 		status: func(s *state.Snapshot, k catalog.Name) any { return serviceStatus(s, k) },
 		touched: func(s *state.Snapshot, c state.Change) []catalog.Name {
 			var names []catalog.Name
@@ -164,7 +196,7 @@ func services() collection {
 			}
 			return names
 		},
-		before: func(tx *state.Tx, k catalog.Name, s catalog.Service) ([]string, error) {
+		before: func(tx *state.Tx, _ acl.Identity, k catalog.Name, s catalog.Service) ([]string, error) {
 			if err := exists(tx, "namespace", k.Namespace); err != nil {
 				return nil, err
 			}
@@ -256,8 +288,10 @@ func instances() collection {
 		ref: func(k catalog.InstanceKey) client.Ref {
 			return client.Ref{Kind: client.KindInstance, Parts: []string{k.Service.Namespace, k.Service.Name, k.Node, k.ID}}
 		},
-		show:  func(k catalog.InstanceKey) string { return k.Service.Short() + "/" + k.Node + "/" + k.ID },
-		scope: func(k catalog.InstanceKey) (string, string) { return k.Service.Namespace, k.Service.Name },
+		show: func(k catalog.InstanceKey) string { return k.Service.Short() + "/" + k.Node + "/" + k.ID },
+		scope: func(k catalog.InstanceKey) acl.Request {
+			return acl.Request{Namespace: k.Service.Namespace, Name: k.Service.Name}
+		},
 		status: func(s *state.Snapshot, k catalog.InstanceKey) any {
 			st, stale := instanceState(s, k)
 			return client.InstanceStatus{InstanceStatus: st, Stale: stale}
@@ -288,8 +322,8 @@ func intentionsOf(trustDomain string) collection {
 		keyOf: key,
 		ref:   client.IntentionRef,
 		show:  intentions.Key.String,
-		scope: func(k intentions.Key) (string, string) { return k.DestinationNamespace, k.Destination },
-		before: func(tx *state.Tx, k intentions.Key, i intentions.Intention) ([]string, error) {
+		scope: scopeOfIntention,
+		before: func(tx *state.Tx, _ acl.Identity, k intentions.Key, i intentions.Intention) ([]string, error) {
 			if err := exists(tx, "destination", k.DestinationNamespace); err != nil {
 				return nil, err
 			}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
 )
@@ -22,6 +23,8 @@ const maxPage = 1000
 type selection struct {
 	namespace, prefix string
 	labels            []label
+	// may tells what the caller may read; nil: everything.
+	may func(acl.Request) bool
 }
 
 type label struct {
@@ -117,6 +120,7 @@ func (a *API) list(k collection) func(*call) (any, error) {
 		if err := namespaceExists(s, q.namespace); err != nil {
 			return nil, err
 		}
+		q.may = func(what acl.Request) bool { return c.may(acl.Read, k.resource(), what) }
 		if q.watch && c.Method == http.MethodGet {
 			return a.watch(c, s, k.follow(q.selection))
 		}
@@ -160,15 +164,21 @@ func (t *table[K, V]) namespaced() bool { return len(t.segments) > 1 }
 func (t *table[K, V]) labeled() bool    { return t.labels != nil }
 
 func (t *table[K, V]) page(s *state.Snapshot, sel selection, after []string, limit int) ([]client.Item, bool, error) {
-	records := t.table.All(s)
+	records, items := t.table.All(s), t.builtins(sel)
 	if after != nil {
 		k, err := t.key(after)
 		if err != nil {
 			return nil, false, badField("continue", "it is not what the page before said: %v", err)
 		}
-		records = t.table.After(s, k)
+		if i := slices.IndexFunc(items, func(i client.Item) bool { return slices.Equal(i.Ref.Parts, after) }); i >= 0 {
+			items = items[i+1:]
+		} else {
+			records, items = t.table.After(s, k), items[:0]
+		}
 	}
-	items := []client.Item{}
+	if limit >= 0 && len(items) > limit {
+		return items[:limit], true, nil
+	}
 	for k, rec := range records {
 		if !t.selected(sel, k, rec.Value) {
 			continue
@@ -182,6 +192,9 @@ func (t *table[K, V]) page(s *state.Snapshot, sel selection, after []string, lim
 }
 
 func (t *table[K, V]) selected(sel selection, k K, v V) bool {
+	if sel.may != nil && !sel.may(t.scope(k)) {
+		return false
+	}
 	parts := t.ref(k).Parts
 	if sel.namespace != "" && parts[0] != sel.namespace {
 		return false

@@ -49,7 +49,7 @@ var (
 // operations describes the routes that are no collection's, by method and pattern.
 func operations() map[string]operation {
 	type req = client.AccessRequest
-	denied := []client.Code{client.CodeNotFound, client.CodeConflict}
+	missing, denied := []client.Code{client.CodeNotFound}, []client.Code{client.CodeNotFound, client.CodeConflict}
 	drained := operation{answer: client.Result{}, errors: []client.Code{client.CodeNotFound}}
 	with := func(o operation, summary string, body any) operation {
 		o.summary, o.body = summary, body
@@ -96,6 +96,14 @@ func operations() map[string]operation {
 		"GET /v1/snapshot":         {summary: "Save the whole state, encrypted under the cluster key", media: "application/octet-stream"},
 		"PUT /v1/snapshot":         {summary: "Replace the whole state", media: "application/octet-stream", body: []byte{}, answer: client.Restored{}, errors: []client.Code{client.CodeConflict}},
 
+		"GET /v1/tokens":                    {summary: "The tokens that the caller may see", answer: client.Tokens{}, query: []parameter{stale}},
+		"POST /v1/tokens":                   {summary: "Make a token, that may do no more than the caller", body: client.TokenRequest{}, answer: client.NewToken{}, errors: missing},
+		"GET /v1/tokens/{accessor}":         {summary: "One token", answer: client.Token{}, query: []parameter{stale}, errors: missing},
+		"DELETE /v1/tokens/{accessor}":      {summary: "End a token at once", answer: client.Token{}, query: []parameter{{"force", "even if it is the last that may do everything", boolean}}, errors: denied},
+		"POST /v1/tokens/{accessor}/rotate": {summary: "Give a token another secret", body: client.RotateRequest{}, answer: client.NewToken{}, errors: denied},
+		"GET /v1/whoami":                    {summary: "Who calls, and what he may do", answer: client.Whoami{}},
+		"POST /v1/can-i":                    {summary: "Tell whether something may be done", body: client.CanRequest{}, answer: client.Can{}, errors: missing},
+
 		"PUT /v1/nodes/{name}/drain":                                   with(drained, "Let a node take no new work", client.DrainRequest{}),
 		"DELETE /v1/nodes/{name}/drain":                                with(drained, "Take back a node's drain", nil),
 		"POST /v1/nodes/{name}/leave":                                  {summary: "Remove the instances of a node that is out of touch", answer: client.Result{}, errors: denied},
@@ -141,6 +149,10 @@ func specOf(k client.Kind) any {
 		return intentions.Intention{}
 	case client.KindSet:
 		return state.Set{}
+	case client.KindPolicy:
+		return catalog.Policy{}
+	case client.KindRole:
+		return catalog.Role{}
 	default:
 		return nil
 	}
@@ -255,7 +267,7 @@ func (s *schemas) operation(r route, o operation, failure object) object {
 	for _, code := range append(every, o.errors...) {
 		responses[strconv.Itoa(statusOf(code))] = object{"description": string(code), "content": object{"application/json": object{"schema": failure}}}
 	}
-	out := object{"summary": o.summary, "operationId": operationID(r), "responses": responses, "description": "Needs " + string(r.resource) + ":" + string(r.verb) + "."}
+	out := object{"summary": o.summary, "operationId": operationID(r), "responses": responses, "description": "Needs " + permission(r) + "."}
 	if len(parameters) > 0 {
 		out["parameters"] = parameters
 	}
@@ -270,6 +282,20 @@ func (s *schemas) operation(r route, o operation, failure object) object {
 		out["security"] = []object{{"token": []string{}}}
 	}
 	return out
+}
+
+// permission is what a route takes, for people.
+func permission(r route) string {
+	switch r.resource {
+	case acl.Health, acl.Roots:
+		return "no token"
+	case acl.Self:
+		return "a token"
+	case acl.Each:
+		return "write on each resource"
+	default:
+		return string(r.resource) + ":" + string(r.verb)
+	}
 }
 
 // operationID is a name made of method and path: "put_nodes_name_drain".

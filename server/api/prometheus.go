@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
 )
@@ -36,7 +37,7 @@ func (a *API) prometheusTargets(c *call) (any, error) {
 	groups := []client.TargetGroup{} // Prometheus refuses null
 	for name, node := range state.Nodes.All(s) {
 		status, ok := state.NodeStatuses.Get(s, name)
-		if !ok || status.Err != nil {
+		if !ok || status.Err != nil || !c.may(acl.Read, acl.Node, named(name)) {
 			continue
 		}
 		host, _, err := net.SplitHostPort(status.Value.Address)

@@ -25,17 +25,20 @@ func (a *API) get(k collection) func(*call) (any, error) {
 			return nil, err
 		}
 		if item == nil {
-			return nil, missing(k, s, ref)
+			return nil, missing(c, k, s, ref)
 		}
 		return item, nil
 	}
 }
 
-// missing says what does not exist, and what has a similar name.
-func missing(k collection, s *state.Snapshot, ref client.Ref) error {
+// missing says what does not exist, and what has a similar name, of what the
+// caller may see.
+func missing(c *call, k collection, s *state.Snapshot, ref client.Ref) error {
 	var have []string
 	for _, i := range k.list(s) {
-		have = append(have, i.Name)
+		if what, err := k.scopeOf(i.Ref); err == nil && c.may(acl.Read, k.resource(), what) {
+			have = append(have, i.Name)
+		}
 	}
 	name := ref.Parts[len(ref.Parts)-1]
 	switch {
@@ -127,8 +130,7 @@ func (a *API) apply(c *call) (any, error) {
 			problems.Add(at, "names the same %s as an earlier one: remove one", one.Kind)
 		}
 		seen[r.ref().Path()] = true
-		ns, name := r.object()
-		if err := acl.Authorize(c.who, acl.Request{Verb: acl.Write, Resource: k.resource(), Namespace: ns, Name: name}); err != nil {
+		if err := c.authorize(acl.Write, k.resource(), r.object()); err != nil {
 			return nil, err
 		}
 		resources = append(resources, r)
@@ -174,7 +176,7 @@ func (a *API) write(c *call, resources []resource, revision uint64, dry bool) (a
 	pos, err := a.update(c, "", func(tx *state.Tx) error {
 		out = client.Result{DryRun: dry, Changes: []client.Change{}, Position: tx.Snapshot().Position()}
 		for _, r := range ordered {
-			change, warnings, err := r.write(tx, revision)
+			change, warnings, err := r.write(tx, c.who, revision)
 			if err != nil {
 				return err
 			}
@@ -249,5 +251,12 @@ func (a *API) joinToken(c *call) (any, error) {
 	if err := (catalog.Node{Name: req.Node, Services: req.Services}).Validate(); err != nil {
 		return nil, invalid("join token", err)
 	}
+	if err := c.authorize(acl.Write, acl.JoinTokens, named(req.Node)); err != nil {
+		return nil, err
+	}
+	if err := mayGive(c.who, req.Services); err != nil {
+		return nil, err
+	}
+	c.what = acl.Request{Verb: acl.Write, Resource: acl.JoinTokens, Name: req.Node}
 	return a.newJoinToken(c, req)
 }

@@ -11,20 +11,17 @@ import (
 	"github.com/meshd/meshd/server/state"
 )
 
-// setResource is what authorization calls a set. It is an admin's.
-const setResource acl.Resource = "set"
-
 // maxLeftNames is how many resources that left their set a warning names.
 const maxLeftNames = 5
 
 func sets() collection {
 	return &table[string, state.Set]{
-		name: client.KindSet, res: setResource, segments: []string{"name"}, table: state.Sets,
+		name: client.KindSet, res: acl.Set, segments: []string{"name"}, table: state.Sets,
 		key:   oneName,
 		keyOf: func(s state.Set) (string, error) { return s.Name, nil },
 		ref:   func(k string) client.Ref { return client.Ref{Kind: client.KindSet, Parts: []string{k}} },
 		show:  plain,
-		scope: func(k string) (string, string) { return "", k },
+		scope: named,
 		status: func(s *state.Snapshot, k string) any {
 			st := client.SetStatus{Members: []client.Ref{}}
 			for m := range s.MembersOf(k) {
@@ -67,7 +64,7 @@ func leaveSet(tx *state.Tx, r client.Ref) {
 
 // applySet writes resources as a set: all or none, however many there are.
 func (a *API) applySet(c *call, req client.ApplyRequest, resources []resource) (any, error) {
-	if err := acl.Authorize(c.who, acl.Request{Verb: acl.Write, Resource: setResource, Name: req.Set}); err != nil {
+	if err := c.authorize(acl.Write, acl.Set, named(req.Set)); err != nil {
 		return nil, err
 	}
 	// What is unchanged does not burden the transaction with a check, so that the
@@ -123,7 +120,7 @@ func (s *setWriter) write(ordered []resource) error {
 		if !same {
 			var warnings []string
 			var err error
-			if change, warnings, err = r.write(s.tx, client.AnyRevision); err != nil {
+			if change, warnings, err = r.write(s.tx, s.who, client.AnyRevision); err != nil {
 				return err
 			}
 			s.out.Warnings, s.changed = append(s.out.Warnings, warnings...), true
@@ -211,11 +208,12 @@ func (s *setWriter) removeOne(r client.Ref) (*client.Change, error) {
 	if k == nil {
 		return nil, &client.Error{Code: client.CodeConflict, Message: fmt.Sprintf("set %s has a %s, which this version does not know", s.name, r.Kind)}
 	}
-	ns, name, err := k.scopeOf(r)
+	what, err := k.scopeOf(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := acl.Authorize(s.who, acl.Request{Verb: acl.Write, Resource: k.resource(), Namespace: ns, Name: name}); err != nil {
+	what.Verb, what.Resource = acl.Write, k.resource()
+	if err := acl.Authorize(s.who, what); err != nil {
 		return nil, err
 	}
 	change, err := k.remove(s.tx, r, client.AnyRevision)
@@ -239,7 +237,7 @@ func (a *API) deleteSet(c *call) (any, error) {
 		out = client.Result{Changes: []client.Change{}}
 		old, ok := state.Sets.Get(tx, name)
 		if !ok {
-			return missing(a.collection(client.KindSet), tx.Snapshot(), client.Ref{Kind: client.KindSet, Parts: []string{name}})
+			return missing(c, a.collection(client.KindSet), tx.Snapshot(), client.Ref{Kind: client.KindSet, Parts: []string{name}})
 		}
 		members := slices.Collect(tx.Snapshot().MembersOf(name))
 		if q.Get("prune") == "true" {

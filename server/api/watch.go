@@ -47,7 +47,7 @@ func (t *table[K, V]) follow(sel selection) follower {
 
 func (f *following[K, V]) reset(s *state.Snapshot) []client.Item {
 	f.sent = make(map[K]uint64)
-	var items []client.Item
+	items := f.table.builtins(f.sel)
 	for k := range f.table.table.All(s) {
 		if item, ok := f.changed(s, k); ok {
 			items = append(items, item)
@@ -127,30 +127,57 @@ func (a *API) watch(c *call, s *state.Snapshot, f follower) (any, error) {
 	e.state(s, f)
 	heartbeat := time.NewTicker(a.cfg.Heartbeat)
 	defer heartbeat.Stop()
+	shown := c.who.Rights // what was sent was chosen by
 	for e.flush() == nil {
+		changed := false
+		expired, stop := c.expired(a.cfg.Now())
 		select {
 		case <-a.cfg.State.Changed(s):
-			newest, changes, ok := a.cfg.State.Changes(s)
-			if s = newest; ok {
-				e.changes(s, f, changes)
-			} else {
-				e.state(s, f) // restored from a snapshot, or too far behind
-			}
+			changed = true
 		case <-heartbeat.C:
 			e.buffer.WriteString(": alive\n\n")
+		case <-expired:
 		case <-c.Context().Done():
+			stop()
 			return written{}, nil
 		case <-a.ending:
+			stop()
 			return written{}, nil
 		}
+		stop()
 		if err := c.allowed(); err != nil {
-			e.buffer.Reset()
-			e.event(client.EventError, toError(err))
-			_ = e.flush() // it ends either way
+			e.end(err)
 			return written{}, nil
 		}
+		if !changed {
+			continue
+		}
+		newest, changes, ok := a.cfg.State.Changes(s)
+		if s = newest; ok && shown.SameBook(c.who.Rights) {
+			e.changes(s, f, changes)
+		} else {
+			e.state(s, f) // restored from a snapshot, too far behind, or other policies
+		}
+		shown = c.who.Rights
 	}
 	return written{}, nil
+}
+
+// expired returns a channel that gets something when the caller's token ends, if it
+// does, and what frees it.
+func (c *call) expired(now time.Time) (<-chan time.Time, func()) {
+	if c.who.Expires.IsZero() {
+		return nil, func() {}
+	}
+	timer := time.NewTimer(max(0, c.who.Expires.Sub(now)))
+	return timer.C, func() { timer.Stop() }
+}
+
+// end tells why a stream ends.
+func (e *events) end(err error) {
+	e.buffer.Reset()
+	e.event(client.EventError, toError(err))
+	_ = e.flush() // it ends either way
 }
 
 // takeWatch takes a place among the watches, which leave gives back.

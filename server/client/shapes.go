@@ -22,16 +22,23 @@ const (
 	KindInstance  Kind = "instance"
 	KindIntention Kind = "intention"
 	KindSet       Kind = "set"
+	KindPolicy    Kind = "policy"
+	KindRole      Kind = "role"
 )
 
 // Kinds returns all kinds, in the order in which apply writes them: what others
 // refer to comes first.
 func Kinds() []Kind {
-	return []Kind{KindNamespace, KindNode, KindService, KindInstance, KindIntention, KindSet}
+	return []Kind{KindNamespace, KindNode, KindService, KindInstance, KindIntention, KindSet, KindPolicy, KindRole}
 }
 
 // Collection is the kind's name in URLs and in short commands: its plural.
-func (k Kind) Collection() string { return string(k) + "s" }
+func (k Kind) Collection() string {
+	if k == KindPolicy {
+		return "policies"
+	}
+	return string(k) + "s"
+}
 
 // A Ref names one resource. Parts are, by kind:
 //
@@ -40,6 +47,8 @@ func (k Kind) Collection() string { return string(k) + "s" }
 //	service    namespace, name
 //	instance   namespace, service, node, id
 //	set        name
+//	policy     name
+//	role       name
 //	intention  destination namespace, destination, source namespace, source[, source trust domain]
 type Ref struct {
 	Kind  Kind     `json:"kind"`

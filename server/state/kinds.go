@@ -130,6 +130,17 @@ var (
 	Servers = &Table[string, Server]{
 		kind: "server", index: 18, encode: encodeName, decode: decodeName, read: lenient[string, Server],
 	}
+	// Policies holds what tokens may do, by name; the built-in ones are not stored.
+	// See also Snapshot.Access.
+	Policies = &Table[string, catalog.Policy]{
+		kind: "policy", index: 19, encode: encodeName, decode: decodeName,
+		read: named(func(p catalog.Policy) string { return p.Name }),
+	}
+	// Roles holds lists of policies, by name.
+	Roles = &Table[string, catalog.Role]{
+		kind: "role", index: 20, encode: encodeName, decode: decodeName,
+		read: named(func(r catalog.Role) string { return r.Name }),
+	}
 )
 
 // rows lists the tables at their indexes.
@@ -137,6 +148,7 @@ var rows = []row{
 	Namespaces, Nodes, Services, Instances, Intentions, InstanceStatuses,
 	NodeStatuses, Leases, Tokens, JoinTokens, Authorities, Clusters, NodeIdentities,
 	Sets, SetMembers, NodeDrains, InstanceDrains, IntentionEdits, Servers,
+	Policies, Roles,
 }
 
 func rowOf(kind Kind) (row, int) {
@@ -178,6 +190,21 @@ func readIntention(key intentions.Key, raw []byte) (intentions.Intention, error)
 		return v, fmt.Errorf("%w: it says %s and is stored as %s", errKey, own, key)
 	}
 	return v, nil
+}
+
+// named reads strictly what gives permissions: a part that is not understood might
+// narrow it. So is one refused that was stored under another name than its own.
+func named[V any](name func(V) string) func(string, []byte) (V, error) {
+	return func(key string, raw []byte) (V, error) {
+		var v V
+		if err := strict.Unmarshal(raw, &v, strict.RejectUnknownMembers(true)); err != nil {
+			return v, fmt.Errorf("decode: %w", err)
+		}
+		if name(v) != key {
+			return v, fmt.Errorf("%w: it says %s and is stored as %s", errKey, name(v), key)
+		}
+		return v, nil
+	}
 }
 
 var errSegments = errors.New("wrong number of segments")

@@ -2,11 +2,13 @@ package state
 
 import (
 	"iter"
+	"slices"
 	"strings"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/store"
 )
 
@@ -19,6 +21,7 @@ type Snapshot struct {
 	position   catalog.Position
 	tree       *iradix.Tree[any] // full key, or index key, to *entry
 	counts     []int             // records per table
+	access     *acl.Book         // of Policies and Roles
 	superseded chan struct{}     // closed when a newer snapshot was published
 }
 
@@ -40,6 +43,7 @@ func newSnapshot(position store.Position) *Snapshot {
 		position:   catalog.Position(position),
 		tree:       iradix.New[any](),
 		counts:     make([]int, len(rows)),
+		access:     acl.NewBook(nil, nil),
 		superseded: make(chan struct{}),
 	}
 }
@@ -100,6 +104,7 @@ func (s *Snapshot) apply(batch store.Batch) (*Snapshot, []Change, []Problem) {
 	next := &Snapshot{
 		position:   catalog.Position(batch.To),
 		counts:     append([]int(nil), base.counts...),
+		access:     base.access,
 		superseded: make(chan struct{}),
 	}
 	txn := base.tree.Txn()
@@ -133,7 +138,30 @@ func (s *Snapshot) apply(batch store.Batch) (*Snapshot, []Change, []Problem) {
 		changes = append(changes, Change{Kind: row.Kind(), key: key})
 	}
 	next.tree = txn.Commit()
+	if slices.ContainsFunc(changes, func(c Change) bool { return c.Kind == Policies.kind || c.Kind == Roles.kind }) {
+		next.access = bookOf(next)
+	}
 	return next, changes, problems
+}
+
+// Access returns the policies and roles, compiled. Snapshots that do not differ in
+// them share it. A record that can't be read allows nothing.
+func (s *Snapshot) Access() *acl.Book { return s.access }
+
+func bookOf(s *Snapshot) *acl.Book {
+	var policies []catalog.Policy
+	for _, rec := range Policies.All(s) {
+		if rec.Err == nil {
+			policies = append(policies, rec.Value)
+		}
+	}
+	var roles []catalog.Role
+	for _, rec := range Roles.All(s) {
+		if rec.Err == nil {
+			roles = append(roles, rec.Value)
+		}
+	}
+	return acl.NewBook(policies, roles)
 }
 
 // remove takes a key out and adds the change to changes.
