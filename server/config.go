@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/ca/builtin"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/server/peer"
 )
 
 // Defaults of Config.
@@ -86,10 +87,12 @@ type Config struct {
 	// Listener, if set, is used in place of Bind and Port, and closed by Run.
 	Listener net.Listener `json:"-"`
 	// PeerListener, if set, is used in place of Bind and PeerPort, and closed by Run.
+	// A server with a Listener and no PeerListener is alone: it does not listen for
+	// others, and nobody can join it.
 	PeerListener net.Listener `json:"-"`
-	// Alone makes a server that nobody can join: it does not listen for others.
-	Alone bool `json:"-"`
 }
+
+func (c Config) alone() bool { return c.Listener != nil && c.PeerListener == nil }
 
 // Autopilot is the block autopilot of server.hcl: what the leader does for the
 // cluster by itself.
@@ -218,9 +221,9 @@ func (c Config) validateCluster(p *catalog.Problems) {
 	if c.NonVoter && len(c.RetryJoin) == 0 {
 		p.Add("retry_join", "missing: a server without a vote joins others")
 	}
-	for i, s := range c.RetryJoin {
-		if host, _ := splitAdvertise(strings.TrimSuffix(s, "."), DefaultPeerPort); !isHost(strings.TrimPrefix(strings.ReplaceAll(host, "._", "."), "_")) {
-			p.Add(fmt.Sprintf("retry_join[%d]", i), "%q is no host name, IP address, host:port, or name of a DNS SRV record such as _mesh._tcp.example.com", s)
+	for i, join := range c.RetryJoin {
+		if err := peer.CheckJoin(join); err != nil {
+			p.Add(fmt.Sprintf("retry_join[%d]", i), "%v", err)
 		}
 	}
 	if c.withDefaults().Port == c.withDefaults().PeerPort {

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/rpc"
 	"github.com/meshd/meshd/server/state"
 )
 
@@ -56,7 +57,7 @@ func (r *requestMetrics) observe(method, pattern string, status int, took time.D
 // unchecked, as prometheus calls a collector that describes nothing.
 type memberCollector struct {
 	*member
-	agents  fleet
+	agents  *rpc.Server
 	own     *leaf
 	watches func() int
 }
@@ -97,14 +98,14 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge("nodes_connected", "Nodes whose agent holds its lease.", float64(connected), nil)
 	gauge("nodes_lost", "Nodes whose lease is over: their instances are used last.", float64(lost), nil)
-	gauge("nodes_held", "Nodes that fell silent with more than half of all, and are not declared lost until they are back or released.", float64(len(c.agents.Held())), nil)
+	gauge("nodes_held", "Nodes that fell silent with more than half of all, and are not declared lost until they are back or released.", float64(len(c.agents.HeldNodes())), nil)
 	proxies, refusing := c.agents.Proxies(), 0
 	for _, p := range proxies {
 		if p.Refused != "" {
 			refusing++
 		}
 	}
-	gauge("proxies", "Proxies that have reported.", float64(len(proxies)), nil)
+	gauge("proxies", "Proxies that have reported to this server.", float64(len(proxies)), nil)
 	gauge("proxies_refusing", "Proxies that refuse their newest plan.", float64(refusing), nil)
 	gauge("watches", "Watches of the API that are open.", float64(c.watches()), nil)
 
@@ -123,10 +124,22 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 		leading = 1
 	}
 	gauge("raft_leading", "1 if this server leads.", leading, nil)
+	servers, voters := c.engine.Servers(), 0
+	for _, server := range servers {
+		if server.Voter {
+			voters++
+		}
+	}
+	gauge("raft_servers", "Members of the cluster.", float64(len(servers)), nil)
+	gauge("raft_voters", "Members of the cluster with a vote.", float64(voters), nil)
+	gauge("raft_leader_contact_seconds", "For how long no leader with a majority was known; 0 on the leader.", c.engine.Contact().Seconds(), nil)
+	gauge("raft_servers_apart", "Servers whose state differs from the leader's; told by the leader.", float64(c.apart.Load()), nil)
 	gauge("raft_term", "Term of the replicated log.", float64(stats.Term), nil)
 	gauge("raft_last_index", "Newest entry of the replicated log.", float64(stats.Last), nil)
 	gauge("raft_committed_index", "Newest entry that is durable on a majority.", float64(stats.Committed), nil)
 	gauge("raft_applied_index", "Newest entry that is part of the state.", float64(stats.Applied), nil)
+
+	c.collectStreams(out, gauge)
 
 	if p := c.own.now.Load(); p != nil && p.leaf != nil {
 		gauge("certificate_expiry_timestamp_seconds", "When this server's own certificate ends.", float64(p.leaf.NotAfter().Unix()), nil)
@@ -134,6 +147,27 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	if end := lastRoot(c.authority.Bundle(), c.config.TrustDomain); end > 0 {
 		gauge("root_expiry_timestamp_seconds", "When the newest root of the mesh ends.", float64(end), nil)
 	}
+}
+
+// collectStreams tells of the agents that are connected to this server.
+func (c memberCollector) collectStreams(out chan<- prometheus.Metric, gauge func(name, help string, value float64, labels prometheus.Labels)) {
+	s := c.agents.Metrics()
+	isolated := 0.0
+	if s.Isolated {
+		isolated = 1
+	}
+	gauge("agent_streams", "Agents that are connected to this server.", float64(s.Streams), nil)
+	gauge("agent_streams_waiting", "Connected agents that wait for their turn to be sent what concerns them.", float64(s.Waiting), nil)
+	gauge("agent_streams_syncing", "Agents that are being sent for the first time what concerns them.", float64(s.Syncing), nil)
+	gauge("isolated", "1 if agents are turned away, as no majority of servers is in reach.", isolated, nil)
+	gauge("watch_lag_seconds", "For how long the agent waits that is furthest behind; 0 when each was sent all that concerns it.", s.Lag.Seconds(), nil)
+	gauge("watch_lag_revisions", "How many revisions that agent is behind.", float64(s.Behind), nil)
+	buckets := make(map[float64]uint64, len(s.Delays))
+	for bound, count := range s.Delays {
+		buckets[bound.Seconds()] = count
+	}
+	out <- prometheus.MustNewConstHistogram(prometheus.NewDesc("mesh_server_watch_delay_seconds",
+		"From a change, as this server saw it, until it was sent to an agent.", nil, nil), s.Sent, s.Took.Seconds(), buckets)
 }
 
 // lastRoot returns when the root that lives longest ends, in unix seconds.

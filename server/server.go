@@ -24,7 +24,6 @@ import (
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/rpc"
 	"github.com/meshd/meshd/server/state"
-	"github.com/meshd/meshd/server/store/raftstore"
 )
 
 // drainTime is how long running requests may take when the server stops.
@@ -106,19 +105,23 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.WarnContext(ctx, "a cluster key was made: keep a copy where backups of the state do not go; without it the CA is lost",
 			slog.String("path", s.config.DataDir+"/cluster.key"))
 	}
-	engine, err := raftstore.New(raftstore.Config{Dir: storeDir(s.config), ID: name}, s.log)
+	joined, err := s.join(ctx, name, key, inner.Addr())
 	if err != nil {
-		return fmt.Errorf("open the store: %w", err)
+		return err
 	}
-	st := state.New(engine, s.log)
-	m := &member{Server: s, name: name, id: name, engine: engine, state: st, authority: newAuthority(s.config, st, key, s.log)}
+	st := state.New(joined.engine, s.log)
+	m := &member{
+		Server: s, membership: joined, name: name, begun: time.Now().UTC(), state: st, authority: newAuthority(s.config, st, key, s.log),
+	}
 	m.keeper = m.newKeeper()
 
 	// The store ends after all that writes to it.
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBack()
 	back, backCtx := errgroup.WithContext(backCtx)
-	back.Go(func() error { return engine.Run(backCtx) })
+	back.Go(func() error { return m.engine.Run(backCtx) })
+	back.Go(func() error { return m.runPeer(backCtx) })
+	back.Go(func() error { return m.watchAge(backCtx) })
 	back.Go(func() error { return st.Run(backCtx) })
 	frontCtx, stopFront := context.WithCancel(ctx)
 	defer stopFront()
@@ -134,9 +137,9 @@ func (s *Server) Run(ctx context.Context) error {
 // member is a server with its parts.
 type member struct {
 	*Server
+	*membership
 	name      string
-	id        string // of the member of the store
-	engine    *raftstore.Engine
+	begun     time.Time
 	state     *state.State
 	authority *authority
 	keeper    *backup.Keeper
@@ -159,26 +162,31 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	if err := own.issue(ctx); err != nil {
 		return err
 	}
-	agents := rpc.New(rpc.Config{Server: m.name, TrustDomain: m.config.TrustDomain, Advertise: []string{address}}, m.state, m.authority, m.log)
+	agents := rpc.New(rpc.Config{
+		Server: m.name, TrustDomain: m.config.TrustDomain, Advertise: []string{address},
+		Leads: m.engine.Leading, Alive: m.alive, Quorum: m.engine.Contact, Peers: m.peers,
+	}, m.state, m.authority, m.log)
+	m.agents.Store(agents)
 	admin, err := listenAdmin(m.config.AdminSocket, m.log)
 	if err != nil {
 		return err
 	}
 	var handlers *api.API
 	requests := newRequestMetrics()
-	metrics, err := m.metricsHandler(memberCollector{m, fleet{rpc: agents}, own, func() int { return handlers.Watches() }}, requests)
+	metrics, err := m.metricsHandler(memberCollector{m, agents, own, func() int { return handlers.Watches() }}, requests)
 	if err != nil {
 		return err
 	}
 	handlers = api.New(api.Config{
-		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents}, Ask: agents.Ask,
+		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents, alone: func() bool { return len(m.others()) == 0 }}, Ask: agents.Ask,
 		Snapshots: m.snapshots(),
 		Metrics:   metrics,
 		Observe:   requests.observe,
 		Settings:  m.config.settings(),
 		Log:       m.log,
-		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: time.Now().UTC()},
+		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: m.begun},
 		Addresses: func() []string { return m.addresses(address) },
+		Age:       m.age,
 	})
 	front := newSplitter(inner, own, m.authority.Bundle, m.log)
 	group, ctx := errgroup.WithContext(ctx)
@@ -186,6 +194,8 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	group.Go(func() error { return own.run(ctx) })
 	group.Go(func() error { return m.announce(ctx, m.record(address)) })
 	group.Go(func() error { return m.lead(ctx) })
+	group.Go(func() error { return m.handover(ctx) })
+	group.Go(func() error { return m.compare(ctx) })
 	group.Go(func() error { return agents.Run(ctx) })
 	group.Go(func() error { return m.serveGRPC(ctx, front.grpc, agents) })
 	group.Go(func() error { return m.serveHTTP(ctx, front.http, handlers.Handler(false), handlers.EndWatches) }) //nolint:contextcheck // requests bring their own
@@ -215,6 +225,8 @@ func (m *member) lead(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() error { return m.authority.renew(ctx) })
 		group.Go(func() error { return m.raiseLevel(ctx) })
+		group.Go(func() error { return m.steward(ctx) })
+		group.Go(func() error { return m.verify(ctx) })
 		group.Go(func() error { return m.keeper.Run(ctx) })
 		return group.Wait()
 	})
@@ -227,8 +239,8 @@ func (m *member) lead(ctx context.Context) error {
 // record is what this server announces of itself.
 func (m *member) record(address string) state.Server {
 	return state.Server{
-		ID: m.id, Address: address, Version: m.config.Version, FeatureLevel: catalog.FeatureLevel,
-		NonVoter: m.config.NonVoter, Started: time.Now().UTC(),
+		ID: m.id, Address: address, PeerAddress: m.peerAddress, Version: m.config.Version, FeatureLevel: catalog.FeatureLevel,
+		NonVoter: m.config.NonVoter, Started: m.begun,
 	}
 }
 

@@ -41,15 +41,6 @@ type instance struct {
 	stop func()
 }
 
-func listen(tb testing.TB) net.Listener {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return l
-}
-
 // run starts a server in dir and waits until it serves or has failed.
 func run(tb testing.TB, config server.Config) (*instance, error) {
 	tb.Helper()

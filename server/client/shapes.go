@@ -352,6 +352,9 @@ type Rollout struct {
 	Closed uint64 `json:"closed"`
 	// Refused are the proxies that would not take the plan, with their reasons.
 	Refused []string `json:"refused,omitempty"`
+	// Unasked are the servers that could not be asked although agents are connected
+	// to them: what their proxies run is not known.
+	Unasked []string `json:"unasked,omitempty"`
 }
 
 // RolloutService is one side of a Rollout.
