@@ -3,6 +3,7 @@ package raftstore_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -131,3 +132,22 @@ func (c *cluster) elect(t *testing.T, m *member) {
 		}
 	}
 }
+
+// eventually polls for what has no signal.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("it never happens that %s", what)
+		}
+	}
+}
+
+// index returns which member m is.
+func (c *cluster) index(m *member) int { return slices.Index(c.members, m) }

@@ -20,6 +20,8 @@ var errAnother = errors.New("another member answers at this address")
 //     goroutines of their own, and would keep a leader in office that can't write;
 //   - takes answers only from the member that was asked;
 //   - remembers when each member answered last, and how long its log was;
+//   - lets a leader's word of what is committed reach only as far as the entries
+//     that it has compared (see known);
 //   - can hand this member a request of its own (see nominate).
 type wire struct {
 	raft.Transport
@@ -54,7 +56,7 @@ func (w *wire) relay() {
 		select {
 		case rpc := <-in:
 			select {
-			case w.rpcs <- rpc:
+			case w.rpcs <- known(rpc):
 			case <-w.done:
 				return
 			}
@@ -62,6 +64,25 @@ func (w *wire) relay() {
 			return
 		}
 	}
+}
+
+// known bounds the index up to which a follower may take its log for committed by
+// the last entry that the request has compared with the leader's or brings. Raft
+// (v1.8.0) bounds it by the end of the follower's own log, which may be longer: a
+// leader whose first write takes a while announces what it has committed since in
+// a request without entries, and a former leader would apply its own entries of
+// that index, which nobody else has.
+func known(rpc raft.RPC) raft.RPC {
+	a, ok := rpc.Command.(*raft.AppendEntriesRequest)
+	if !ok {
+		return rpc
+	}
+	if last := a.PrevLogEntry + uint64(len(a.Entries)); a.LeaderCommitIndex > last {
+		bounded := *a // the sender may still read its own
+		bounded.LeaderCommitIndex = last
+		rpc.Command = &bounded
+	}
+	return rpc
 }
 
 // close ends the wrapper and closes what it wraps, if that can be closed.
