@@ -474,8 +474,9 @@ func (x *PeerJoinRequest) GetForwarded() bool {
 
 type PeerJoinResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Refused       string                 `protobuf:"bytes,1,opt,name=refused,proto3" json:"refused,omitempty"` // why; empty: it is a member now
-	Leader        string                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`   // the ID of the leader that decided
+	Refused       string                 `protobuf:"bytes,1,opt,name=refused,proto3" json:"refused,omitempty"`  // why; empty: it is a member now
+	Leader        string                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`    // the ID of the leader that decided
+	Removed       bool                   `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"` // it is refused because it was removed on purpose
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,6 +523,13 @@ func (x *PeerJoinResponse) GetLeader() string {
 		return x.Leader
 	}
 	return ""
+}
+
+func (x *PeerJoinResponse) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
 }
 
 type StatusRequest struct {
@@ -823,10 +831,11 @@ const file_server_meshpb_peer_proto_rawDesc = "" +
 	"\x0fPeerJoinRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +
-	"\tforwarded\x18\x03 \x01(\bR\tforwarded\"D\n" +
+	"\tforwarded\x18\x03 \x01(\bR\tforwarded\"^\n" +
 	"\x10PeerJoinResponse\x12\x18\n" +
 	"\arefused\x18\x01 \x01(\tR\arefused\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\tR\x06leader\"\x0f\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x18\n" +
+	"\aremoved\x18\x03 \x01(\bR\aremoved\"\x0f\n" +
 	"\rStatusRequest\"8\n" +
 	"\x0eStatusResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +

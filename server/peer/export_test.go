@@ -47,6 +47,11 @@ func (s *Seat) Step(ctx context.Context) (string, error) {
 	return s.seeker.step(ctx, &leaderless)
 }
 
+// Lost does what a member does that has had no leader for long.
+func (s *Seat) Lost(ctx context.Context) string {
+	return s.seeker.lost(ctx, s.Cluster.Servers())
+}
+
 func (s *Seat) hello(_ context.Context, to Member, own *meshpb.Introduction) (reply *meshpb.Introduction, err error) {
 	err = s.Say(to, func(other *Seat) error {
 		if err := checkIntroduction(own, Name(s.ID)); err != nil {

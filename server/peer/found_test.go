@@ -207,6 +207,38 @@ func TestNeverTwoClusters(t *testing.T) {
 	}
 }
 
+// TestLost has a member without a leader: it asks to be taken again only where a
+// leader is, and this server is not.
+func TestLost(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		leads, has  bool
+		wantAdded   bool
+		wantWaiting string
+	}{
+		{"the others have no leader either", false, false, false, ""},
+		{"it is known, and just not reached", true, true, false, ""},
+		{"it was removed", true, false, true, "the leader, srv-2.00000001, which takes it"},
+	} {
+		w := newTown(t, 0, 3, 3)
+		for i, q := range w.stands {
+			for j, seat := range w.seats {
+				if j != 0 || i == 0 || test.has {
+					q.in = append(q.in, peer.Server{ID: seat.ID, Address: seat.Address, Voter: true, Leader: i != 0 && j == 1 && test.leads})
+				}
+			}
+		}
+		w.stands[1].leader = w.seats[1].ID
+		before := len(w.stands[1].in)
+		if got := w.seats[0].Lost(t.Context()); got != test.wantWaiting {
+			t.Errorf("%s: it waits for %q, want %q", test.name, got, test.wantWaiting)
+		}
+		if added := len(w.stands[1].in) > before; added != test.wantAdded {
+			t.Errorf("%s: added is %t", test.name, added)
+		}
+	}
+}
+
 func all[T any](items []T, ok func(T) bool) bool {
 	return !slices.ContainsFunc(items, func(i T) bool { return !ok(i) })
 }

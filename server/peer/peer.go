@@ -90,8 +90,9 @@ type Local struct {
 	Ask func(ctx context.Context, query []byte, emit func(answer []byte) error) error
 	// Fleet answers a question, JSON, about the agents that are connected here.
 	Fleet func(ctx context.Context, query []byte) (answer []byte, err error)
-	// Refuse says why a server may not join; nil admits all that hold the cluster
-	// key. Only the leader asks it.
+	// Refuse says why a server may not join, because it was removed on purpose; nil
+	// admits all that hold the cluster key. Only the leader asks it. A server that
+	// still has its state is told Cluster.Removed.
 	Refuse func(name, id string) error
 }
 

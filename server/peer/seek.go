@@ -172,14 +172,7 @@ func (s *seeker) lost(ctx context.Context, servers []Server) string {
 		if !r.GetMember() || !leads || knows {
 			continue
 		}
-		answer, err := s.calls.join(ctx, Member{ID: r.GetId(), Address: r.GetAddress()}, &meshpb.PeerJoinRequest{Id: s.id, Address: s.address})
-		switch {
-		case err != nil:
-			return fmt.Sprintf("%s to take it again, as the cluster has removed it: %v", r.GetId(), err)
-		case answer.GetRefused() != "":
-			s.cluster.Removed()
-			return fmt.Sprintf("somebody to wipe it, as the cluster has removed it, and refuses it: %s", answer.GetRefused())
-		}
+		return s.ask(ctx, r, servers)
 	}
 	return ""
 }
@@ -273,15 +266,22 @@ func (s *seeker) join(ctx context.Context, member *meshpb.Introduction) (waiting
 	} else if err != nil {
 		return "", err
 	}
+	return s.ask(ctx, member, s.cluster.Servers()), nil
+}
+
+// ask has a member hand the request to join to its leader. Servers are those of
+// the state that this server still has.
+func (s *seeker) ask(ctx context.Context, member *meshpb.Introduction, servers []Server) (waiting string) {
 	r, err := s.calls.join(ctx, Member{ID: member.GetId(), Address: member.GetAddress()}, &meshpb.PeerJoinRequest{Id: s.id, Address: s.address})
 	switch {
 	case err != nil:
-		return fmt.Sprintf("the cluster of %s: %v", member.GetId(), err), nil
-	case r.GetRefused() != "":
-		return fmt.Sprintf("the cluster of %s refuses it: %s", member.GetId(), r.GetRefused()), nil
-	default:
-		return fmt.Sprintf("the leader, %s, which takes it", r.GetLeader()), nil
+		return fmt.Sprintf("the cluster of %s: %v", member.GetId(), err)
+	case r.GetRefused() == "":
+		return fmt.Sprintf("the leader, %s, which takes it", r.GetLeader())
+	case r.GetRemoved() && len(servers) > 0:
+		s.cluster.Removed()
 	}
+	return fmt.Sprintf("the cluster of %s refuses it: %s", member.GetId(), r.GetRefused())
 }
 
 // gather looks whether there are enough servers to found a cluster, and whether it

@@ -1,15 +1,16 @@
 package peer
 
-import "time"
+import (
+	"time"
+
+	"github.com/meshd/meshd/server/store/raftstore"
+)
 
 // Server is one of a cluster.
-type Server struct {
-	ID, Address         string
-	Voter, Leader, Self bool
-}
+type Server = raftstore.Server
 
-// Member is a server of a new cluster.
-type Member struct{ ID, Address string }
+// Member is one of a new cluster.
+type Member = raftstore.Member
 
 // Status is what a server knows of itself.
 type Status struct {

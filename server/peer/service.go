@@ -185,7 +185,7 @@ func (s *service) admit(ctx context.Context, joining Member) (*meshpb.PeerJoinRe
 	}
 	if s.local.Refuse != nil {
 		if err := s.local.Refuse(Name(joining.ID), joining.ID); err != nil {
-			return refuse("%v", err)
+			return &meshpb.PeerJoinResponse{Refused: err.Error(), Leader: s.peer.cfg.ID, Removed: true}, nil
 		}
 	}
 	servers := s.cluster.Servers()
