@@ -81,6 +81,7 @@ type Config struct {
 	NonVoter  bool      `json:"non_voter,omitempty"`
 	Autopilot Autopilot `json:"autopilot,omitzero"`
 	Snapshots Snapshots `json:"snapshots,omitzero"`
+	Audit     Audit     `json:"audit,omitzero"`
 
 	// Version is the program's, for status.
 	Version string `json:"-"`
@@ -125,6 +126,7 @@ type settings struct {
 	NonVoter        bool      `json:"non_voter,omitempty"`
 	RemoveDeadAfter string    `json:"autopilot_remove_dead_after"`
 	Snapshots       Snapshots `json:"snapshots"`
+	Audit           Audit     `json:"audit"`
 }
 
 func (c Config) settings() settings {
@@ -133,7 +135,7 @@ func (c Config) settings() settings {
 		BootstrapTokenFile: c.BootstrapTokenFile, Bind: c.Bind, Port: c.Port, Advertise: c.Advertise, AdminSocket: c.AdminSocket,
 		Provider: c.CA.Provider, LeafTTL: c.CA.LeafTTL.Std().String(), NodeTTL: c.CA.NodeTTL.Std().String(),
 		BootstrapExpect: c.BootstrapExpect, RetryJoin: c.RetryJoin, PeerPort: c.PeerPort, NonVoter: c.NonVoter,
-		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(), Snapshots: c.Snapshots,
+		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(), Snapshots: c.Snapshots, Audit: c.Audit,
 	}
 }
 
@@ -201,6 +203,7 @@ func (c Config) Validate() error {
 	}
 	c.validateCluster(&p)
 	c.Snapshots.validate(&p)
+	c.Audit.validate(&p)
 	return p.Err() //nolint:wrapcheck // field errors are the result
 }
 
@@ -253,7 +256,7 @@ func (c Config) withDefaults() Config {
 	if c.BootstrapExpect == 0 && len(c.RetryJoin) == 0 {
 		c.BootstrapExpect = 1
 	}
-	c.Snapshots = c.Snapshots.withDefaults(c.DataDir)
+	c.Snapshots, c.Audit = c.Snapshots.withDefaults(c.DataDir), c.Audit.withDefaults()
 	if c.Autopilot.RemoveDeadAfter == 0 {
 		c.Autopilot.RemoveDeadAfter = catalog.Duration(DefaultRemoveDeadAfter)
 	}

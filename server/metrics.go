@@ -118,6 +118,16 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	counter("snapshots_taken_total", "Snapshots that this server has taken by schedule.", float64(snapshots.Taken))
 	counter("snapshot_failures_total", "Attempts to take a snapshot that failed.", float64(snapshots.Failed))
 
+	account := c.audit.Stats()
+	broken := 0.0
+	if account.Broken != nil {
+		broken = 1
+	}
+	gauge("audit_sequence", "Number of the newest record of this server's audit log.", float64(account.Seq), nil)
+	gauge("audit_waiting", "Records of the audit log that are not on the disk yet.", float64(account.Waiting), nil)
+	gauge("audit_broken", "1 if the audit log can't be written: changes are refused until it can.", broken, nil)
+	counter("audit_suppressed_total", "Denials that came too fast to be recorded.", float64(account.Suppressed))
+
 	stats := c.engine.Stats()
 	leading := 0.0
 	if stats.Leading {

@@ -114,6 +114,9 @@ func (s *Server) Run(ctx context.Context) error {
 		Server: s, membership: joined, name: name, begun: time.Now().UTC(), state: st, authority: newAuthority(s.config, st, key, s.log),
 	}
 	m.keeper = m.newKeeper()
+	if m.audit, err = newAuditLog(s.config, name, key, s.log); err != nil {
+		return err
+	}
 
 	// The store ends after all that writes to it.
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx))
@@ -123,13 +126,14 @@ func (s *Server) Run(ctx context.Context) error {
 	back.Go(func() error { return m.runPeer(backCtx) })
 	back.Go(func() error { return m.watchAge(backCtx) })
 	back.Go(func() error { return st.Run(backCtx) })
+	back.Go(func() error { return m.audit.Run(backCtx) })
 	frontCtx, stopFront := context.WithCancel(ctx)
 	defer stopFront()
 	defer context.AfterFunc(backCtx, stopFront)()
 	frontErr := m.serve(frontCtx, inner)
 	stopBack()
 	if err := back.Wait(); err != nil {
-		return fmt.Errorf("the store failed: %w", err)
+		return fmt.Errorf("the server must stop: %w", err)
 	}
 	return frontErr
 }
@@ -143,6 +147,7 @@ type member struct {
 	state     *state.State
 	authority *authority
 	keeper    *backup.Keeper
+	audit     auditLog
 }
 
 // serve starts what needs the state, and runs it until ctx ends.
@@ -182,6 +187,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		Snapshots: m.snapshots(),
 		Metrics:   metrics,
 		Observe:   requests.observe,
+		Audit:     m.audit.note, Reserve: m.audit.reserve, AuditLog: m.audit,
 		Settings:  m.config.settings(),
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: m.begun},

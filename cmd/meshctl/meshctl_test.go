@@ -92,6 +92,7 @@ func startServer(env *testscript.Env) error {
 		ended <- err
 		return fmt.Errorf("the server did not start: %w", err)
 	}
+	env.Setenv("audit", filepath.Join(dir, "data", "audit"))
 	env.Values[followedKey{}] = &followed{}
 	env.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("MESH_ADDR", "unix://"+socket)

@@ -74,6 +74,7 @@ failed · 4 not found · 5 permission · 6 unreachable, no leader · 7 conflict 
 		}
 		root.AddCommand(c)
 	}
+	root.AddCommand(a.auditCommand())
 	a.completions(root)
 	root.InitDefaultCompletionCmd()
 	return root

@@ -62,7 +62,12 @@ type Config struct {
 	// is called by many goroutines, before the caller has his answer, which waits
 	// for it; nil: nobody keeps account.
 	Audit func(AuditRecord)
-	Log   *slog.Logger
+	// Reserve is called before each write, which it can refuse, and returns what is
+	// told of it in place of Audit, once; nil: Audit takes everything.
+	Reserve func() (func(AuditRecord), error)
+	// AuditLog answers GET /v1/audit; nil: there is no log.
+	AuditLog AuditLog
+	Log      *slog.Logger
 	// Info is what does not change while the server runs: Server, Version,
 	// TrustDomain, Started.
 	Info client.Status
@@ -140,6 +145,8 @@ type call struct {
 	id   string
 	// revision is that of a commit which the answer does not tell.
 	revision uint64
+	// account takes the record of a write.
+	account func(AuditRecord)
 	// out takes an answer that is no JSON.
 	out http.ResponseWriter
 	// allowed tells whether the caller may still do what was asked for, as a token
@@ -167,6 +174,7 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/join-tokens", acl.Write, acl.JoinTokens, some, a.joinToken, 0},
 		{http.MethodGet, "/v1/snapshot", acl.Read, acl.Snapshot, nil, a.saveSnapshot, 0},
 		{http.MethodPut, "/v1/snapshot", acl.Write, acl.Snapshot, nil, a.restoreSnapshot, maxSnapshot},
+		{http.MethodGet, "/v1/audit", acl.Read, acl.Audit, nil, a.auditLog, 0},
 	}
 	rs = append(rs, a.drainRoutes()...)
 	rs = append(rs, a.historyRoutes()...)
@@ -238,6 +246,7 @@ func (a *API) refuse(w http.ResponseWriter, e *client.Error) {
 }
 
 func (a *API) serve(r route, local bool) http.Handler {
+	r.handle = a.accounted(r)
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		began, status := time.Now(), http.StatusInternalServerError // if the handler panics
 		defer func() { a.cfg.Observe(r.method, r.pattern, status, time.Since(began)) }()

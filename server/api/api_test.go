@@ -90,6 +90,7 @@ type world struct {
 	accessor string       // of token
 	mu       sync.Mutex
 	audited  []api.AuditRecord
+	reserve  atomic.Value // what Config.Reserve does, if that is more than account
 }
 
 // account keeps what is audited.
@@ -143,6 +144,12 @@ func newWorld(t *testing.T) *world {
 		State: st, Authority: authority, Fleet: w.fleet, Ask: w.fleet.Ask, Snapshots: engineSnapshots{engine}, Log: log,
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "stand_in 1\n") }),
 		Info:    client.Status{Server: "s1", TrustDomain: trustDomain}, Addresses: func() []string { return []string{"127.0.0.1:7400"} }, Heartbeat: 20 * time.Millisecond,
+		Reserve: func() (func(api.AuditRecord), error) {
+			if reserve, ok := w.reserve.Load().(func() (func(api.AuditRecord), error)); ok {
+				return reserve()
+			}
+			return w.account, nil
+		},
 		Audit: w.account, Age: func() time.Duration { return time.Duration(w.age.Load()) },
 	})
 	w.url, w.local = serve(t, w.api.Handler(false)), serve(t, w.api.Handler(true))

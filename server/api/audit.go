@@ -98,11 +98,11 @@ func (a *API) audit(c *call, r route, out any, err error, status int) {
 	if rec.Outcome != OutcomeDenied && r.verb != acl.Write && !secret(r.resource) {
 		return
 	}
-	if result, ok := out.(client.Result); ok && !result.DryRun {
+	if result, ok := out.(client.Result); ok && err == nil && !result.DryRun {
 		rec.Revision = result.Position.Revision
 		rec.changed(result.Changes)
 	}
-	a.cfg.Audit(rec)
+	a.account(c, rec)
 }
 
 func (r *AuditRecord) changed(changes []client.Change) {

@@ -98,6 +98,7 @@ var routeRows = map[string]string{ //nolint:gochecknoglobals // a table
 	"POST /v1/held-nodes/release": nobody,
 	"GET /v1/snapshot":            nobody,
 	"PUT /v1/snapshot":            nobody,
+	"GET /v1/audit":               nobody,
 
 	"GET /v1/tokens":                    nobody,
 	"POST /v1/tokens":                   nobody,

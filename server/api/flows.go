@@ -2,11 +2,8 @@ package api
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
@@ -83,74 +80,15 @@ func (a *API) tap(c *call) (any, error) { return a.streamAnswers(c, flow.Records
 
 func (a *API) top(c *call) (any, error) { return a.streamAnswers(c, flow.Edges) }
 
-// streamAnswers sends the hosts' answers as server-sent events, until the caller
-// leaves, may no longer see them, or the server stops. A caller who does not read
-// is cut in the end; until then he costs nobody anything but a queue.
+// streamAnswers sends the hosts' answers as they come.
 func (a *API) streamAnswers(c *call, want flow.Want) (any, error) {
 	q, err := flowQuery(c, want)
 	if err != nil {
 		return nil, err
 	}
-	leave, err := a.takeWatch()
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	ctx, cancel := context.WithCancel(c.Context())
-	pieces, ended := make(chan flow.Answer), make(chan error, 1)
-	var asking sync.WaitGroup
-	asking.Go(func() {
-		ended <- a.cfg.Ask(ctx, q, func(piece flow.Answer) error {
-			select {
-			case pieces <- piece:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		})
-	})
-	a.sendAnswers(c, pieces, ended)
-	cancel()
-	asking.Wait()
-	return written{}, nil
-}
-
-// sendAnswers sends pieces until there are no more, or nobody who wants them.
-func (a *API) sendAnswers(c *call, pieces <-chan flow.Answer, ended <-chan error) {
-	e := newEvents(c.out)
-	defer e.release()
-	e.buffer.WriteString(": welcome\n\n") // so that the caller knows that it may
-	heartbeat := time.NewTicker(a.cfg.Heartbeat)
-	defer heartbeat.Stop()
-	expired, stop := c.expired(a.cfg.Now())
-	defer stop()
-	for e.flush() == nil {
-		var piece *flow.Answer
-		select {
-		case one := <-pieces:
-			piece = &one
-		case <-expired:
-		case <-heartbeat.C:
-			e.buffer.WriteString(": alive\n\n")
-		case err := <-ended:
-			if err == nil {
-				err = errors.New("the answers ended")
-			}
-			e.end(&client.Error{Code: client.CodeUnavailable, Message: err.Error(), Next: "try again in a moment"})
-			return
-		case <-c.Context().Done():
-			return
-		case <-a.ending:
-			return
-		}
-		if err := c.allowed(); err != nil {
-			e.end(err)
-			return
-		}
-		if piece != nil {
-			e.event(client.EventAnswer, a.shown(c, *piece))
-		}
-	}
+	return stream(a, c, func(ctx context.Context, emit func(flow.Answer) error) error {
+		return a.cfg.Ask(ctx, q, emit)
+	}, func(piece flow.Answer) flow.Answer { return a.shown(c, piece) })
 }
 
 // collect waits for the answers to a query that has an end.
