@@ -21,6 +21,7 @@ func TestSuiteOfThree(t *testing.T) {
 		leading bool
 	}{{"through the leader", true}, {"through a follower", false}} {
 		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
 			var clusters sync.Map // by engine
 			find := func(t *testing.T, e store.Engine) (*cluster, *member) {
 				t.Helper()
@@ -69,7 +70,7 @@ func TestSuiteOfThree(t *testing.T) {
 
 // calm makes elections by time-out unlikely on a busy machine.
 func calm(cfg *raftstore.Config) {
-	cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLease = 5*time.Second, 5*time.Second, 5*time.Second
+	cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLease = time.Second, time.Second, time.Second
 }
 
 // pick returns the member that leads, or one that does not.
