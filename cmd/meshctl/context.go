@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -174,22 +175,54 @@ func (c contexts) unknown(name string) error {
 }
 
 func (a *app) loginCommand() *cobra.Command {
-	var name string
+	var name, fingerprint string
 	c := &cobra.Command{
-		Use: "login ADDRESS", Short: "keep how a mesh is reached as a context, and make it the current one", Args: exactly(1, "the address of a server"),
-		Long: `login asks the server who it is, with the token from --token-file, MESH_TOKEN,
-MESH_TOKEN_FILE or standard input and the roots from --ca-cert or MESH_CACERT,
-and keeps all three in ~/.config/meshctl/config.hcl, which only you can read.`,
-		Example: "  meshctl login 10.0.0.11:7400 --name prod --ca-cert roots.pem < mesh.token",
+		Use: "login ADDRESS", Short: "keep how a mesh is reached as a context, and make it the current one", Args: exactly(1, "the address of a server, or of several with commas between them"),
+		Long: `login keeps the address of a mesh, its roots and a token in
+~/.config/meshctl/config.hcl, which only you can read.
+
+The server is known by its roots, from --ca-cert or MESH_CACERT, or by their
+fingerprint, which "meshd server fingerprint" prints on it: then the server is asked
+for the roots. One of both it has to be: no server is trusted unseen. The token comes from --token-file,
+MESH_TOKEN, MESH_TOKEN_FILE or standard input; on a terminal you are asked for it.`,
+		Example: "  meshctl login 10.0.0.11 --name prod --fingerprint sha256:1f0c…\n  meshctl login 10.0.0.11,10.0.0.12,10.0.0.13 --ca-cert roots.pem < mesh.token",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.login(cmd, args[0], name)
+			return a.login(cmd, args[0], name, fingerprint)
 		},
 	}
 	c.Flags().StringVar(&name, "name", "", "the context's name (default: the first label of the trust domain)")
+	c.Flags().StringVar(&fingerprint, "fingerprint", "", `SHA-256 of the server's roots, as "meshd server fingerprint" prints it`)
 	return c
 }
 
-func (a *app) login(cmd *cobra.Command, address, name string) error {
+// loginRoots returns the roots that the server must have, as PEM.
+func (a *app) loginRoots(cmd *cobra.Command, address, fingerprint string) (string, error) {
+	if fingerprint == "" {
+		pem, err := a.rootsPEM()
+		if err == nil && pem == "" {
+			err = usage("how is the server known? give the fingerprint that \"meshd server fingerprint\" prints on it with --fingerprint, or its roots with --ca-cert or MESH_CACERT")
+		}
+		return pem, err
+	}
+	if a.caCert != "" {
+		return "", usage("--fingerprint and --ca-cert exclude each other")
+	}
+	pin, err := client.ParseFingerprint(fingerprint)
+	if err != nil {
+		return "", usage("--fingerprint: %v", err)
+	}
+	roots, err := client.PinnedRoots(cmd.Context(), address, pin)
+	if err != nil {
+		return "", err
+	}
+	var pem strings.Builder
+	for _, domain := range roots.TrustDomains() {
+		pem.Write(roots.PEM(domain))
+	}
+	return pem.String(), nil
+}
+
+func (a *app) login(cmd *cobra.Command, address, name, fingerprint string) error {
 	all, err := a.readContexts()
 	if err != nil {
 		return err
@@ -197,22 +230,22 @@ func (a *app) login(cmd *cobra.Command, address, name string) error {
 	one := meshContext{Address: address, Namespace: a.first(a.namespace, "MESH_NAMESPACE", "")}
 	cfg := client.Config{Address: address}
 	if !strings.HasPrefix(address, "unix://") {
-		if cfg.Token, err = a.loginToken(); err != nil {
-			return err
-		}
-		one.Token = string(cfg.Token.Reveal())
-		if one.Roots, err = a.rootsPEM(); err != nil {
+		if one.Roots, err = a.loginRoots(cmd, address, fingerprint); err != nil {
 			return err
 		}
 		if cfg.Roots, err = parseRoots(one.Roots); err != nil {
 			return err
 		}
+		if cfg.Token, err = a.loginToken(cmd.Context()); err != nil {
+			return err
+		}
+		one.Token = string(cfg.Token.Reveal())
 	}
 	api, err := client.New(cfg)
 	if err != nil {
 		return usage("%v", err)
 	}
-	st, err := api.Status(cmd.Context())
+	st, err := api.Whoami(cmd.Context())
 	if err != nil {
 		return err
 	}
@@ -238,27 +271,55 @@ func (a *app) login(cmd *cobra.Command, address, name string) error {
 }
 
 // loginToken is the token of flags and environment, or what comes on standard
-// input unless somebody sits there.
-func (a *app) loginToken() (ca.Secret, error) {
+// input. Who sits there is asked, and what he types is not shown.
+func (a *app) loginToken(ctx context.Context) (ca.Secret, error) {
 	token, err := a.token()
 	if err != nil || !token.IsZero() {
 		return token, err
 	}
+	in := a.in
 	if f, ok := a.in.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			return token, usage("which token? use --token-file, MESH_TOKEN_FILE or MESH_TOKEN, or give it on standard input")
+		shown, err := hideTyping(f)
+		if err != nil {
+			return token, err
+		}
+		if shown != nil {
+			defer shown()
+			if _, err := fmt.Fprint(a.err, "token: "); err != nil {
+				return token, err
+			}
+			in = firstLine{f}
 		}
 	}
-	const longest = 4096
-	data, err := io.ReadAll(io.LimitReader(a.in, longest))
+	data, err := readToken(ctx, in)
 	if err != nil {
 		return token, err
 	}
 	text := strings.TrimSpace(string(data))
 	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return token, usage("standard input holds no token")
+		return token, usage("standard input holds no token; use --token-file, MESH_TOKEN_FILE or MESH_TOKEN")
 	}
 	return ca.NewSecret([]byte(text)), nil
+}
+
+// readToken reads to the end, or until the user has enough of it.
+func readToken(ctx context.Context, in io.Reader) ([]byte, error) {
+	const longest = 4096
+	type read struct {
+		data []byte
+		err  error
+	}
+	done := make(chan read, 1)
+	go func() { // it ends with the process, if not before
+		data, err := io.ReadAll(io.LimitReader(in, longest))
+		done <- read{data, err}
+	}()
+	select {
+	case r := <-done:
+		return r.data, r.err
+	case <-ctx.Done():
+		return nil, fail(exitError, "interrupted")
+	}
 }
 
 func (a *app) contextCommand() *cobra.Command {

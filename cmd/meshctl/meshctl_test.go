@@ -13,6 +13,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/meshd/meshd/server"
+	"github.com/meshd/meshd/server/client"
 )
 
 // bin is the folder of the meshctl under test.
@@ -97,7 +98,24 @@ func startServer(env *testscript.Env) error {
 	env.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("MESH_ADDR", "unix://"+socket)
 	env.Setenv("server", s.Address())
+	if err := setFingerprint(env, socket); err != nil {
+		return err
+	}
 	env.Setenv("key", filepath.Join(dir, "data", "cluster.key"))
+	return nil
+}
+
+// setFingerprint tells scripts what "meshd server fingerprint" prints.
+func setFingerprint(env *testscript.Env, socket string) error {
+	api, err := client.New(client.Config{Address: "unix://" + socket})
+	if err != nil {
+		return err
+	}
+	roots, err := api.Roots(context.Background())
+	if err != nil {
+		return err
+	}
+	env.Setenv("fingerprint", roots.Hash("mesh.example.com").String())
 	return nil
 }
 

@@ -15,8 +15,10 @@ import (
 	"github.com/meshd/meshd/server"
 )
 
+const serverFile = "/etc/meshd/server.hcl"
+
 func serverCommand() *cobra.Command {
-	return daemonCommand("server", "run a server: catalog, intentions and CA", "/etc/meshd/server.hcl",
+	c := daemonCommand("server", "run a server: catalog, intentions and CA", serverFile,
 		func(ctx context.Context, config server.Config, log *slog.Logger) error {
 			config.Version = version
 			s, err := server.New(config, log)
@@ -25,6 +27,8 @@ func serverCommand() *cobra.Command {
 			}
 			return s.Run(ctx)
 		})
+	c.AddCommand(fingerprintCommand())
+	return c
 }
 
 func agentCommand() *cobra.Command {

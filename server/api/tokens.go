@@ -331,7 +331,9 @@ func (a *API) lastAdmin(tx *state.Tx, t acl.Token) bool {
 }
 
 func (a *API) whoami(c *call) (any, error) {
-	out := client.Whoami{Subject: c.who.Subject.String(), Rules: c.who.Rules()}
+	out := client.Whoami{
+		Subject: c.who.Subject.String(), Server: a.cfg.Info.Server, TrustDomain: a.cfg.Info.TrustDomain, Rules: c.who.Rules(),
+	}
 	if c.who.Subject != acl.Bearer {
 		return out, nil
 	}

@@ -5,6 +5,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -57,17 +58,12 @@ type Client struct {
 
 // New returns a client. It connects when it is first used.
 func New(cfg Config) (*Client, error) {
-	c := &Client{token: cfg.Token, timeout: cfg.Timeout}
-	if c.timeout == 0 {
-		c.timeout = defaultTimeout
-	}
-	transport := &http.Transport{TLSHandshakeTimeout: c.timeout, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}
-	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	timeout := cmp.Or(cfg.Timeout, defaultTimeout)
 	if path, ok := strings.CutPrefix(cfg.Address, "unix://"); ok {
 		var d net.Dialer
+		transport := newTransport(timeout)
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
-		c.base = "http://meshd"
-		return c, nil
+		return &Client{http: newHTTP(transport), base: "http://meshd", token: cfg.Token, timeout: timeout}, nil
 	}
 	t, err := parseTargets(cfg.Address)
 	if err != nil {
@@ -76,13 +72,17 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Roots.IsZero() {
 		return nil, fmt.Errorf("address %s: no CA certificate to verify the server by: set MESH_CACERT to the roots (meshctl ca roots prints them)", cfg.Address)
 	}
-	c.base, c.targets = "https://"+t.hosts[0], t
-	transport.DialContext = t.dial
-	if len(t.hosts) > 1 {
-		transport.TLSHandshakeTimeout = min(c.timeout, otherServer)
-	}
-	transport.TLSClientConfig = serverTLS(cfg.Roots)
+	c := overTLS(t, timeout, serverTLS(cfg.Roots))
+	c.token = cfg.Token
 	return c, nil
+}
+
+func newTransport(timeout time.Duration) *http.Transport {
+	return &http.Transport{TLSHandshakeTimeout: timeout, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}
+}
+
+func newHTTP(transport *http.Transport) *http.Client {
+	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 func baseURL(address string) (string, error) {

@@ -61,6 +61,9 @@ type NewToken struct {
 type Whoami struct {
 	// Subject is "token" or "local".
 	Subject string `json:"subject"`
+	// Server is the one that answers, TrustDomain its mesh.
+	Server      string `json:"server"`
+	TrustDomain string `json:"trust_domain"`
 	// Token is the caller's, if he has one.
 	Token *Token `json:"token,omitempty"`
 	// Rules are all that he may do.
