@@ -85,6 +85,9 @@ func (w *waiter) wait(ctx context.Context, a *app, api *client.Client, pos catal
 	switch {
 	case len(r.Refused) > 0:
 		return fail(exitError, "a proxy refused the plan: %s", strings.Join(r.Refused, "; "))
+	case len(r.Unasked) > 0:
+		return fail(exitUnknown, "server %s could not be asked what the proxies run that are connected to it; the change is stored, and they will apply it",
+			strings.Join(r.Unasked, ", "))
 	case !r.Done:
 		return fail(exitUnknown, "not all proxies have applied it within %s; the change is stored, and they will when they are in touch again", w.limit)
 	}
