@@ -34,6 +34,10 @@ const (
 	failPatience  = 500 * time.Millisecond
 )
 
+// handOverPatience bounds how long a leader that ends waits for its successor,
+// which goes on without it.
+const handOverPatience = 250 * time.Millisecond
+
 // ErrRunning says that Run was called twice.
 var ErrRunning = errors.New("engine runs already")
 
@@ -364,7 +368,7 @@ func (e *Engine) handOver(r *raft.Raft) {
 	if r.State() != raft.Leader || e.writes.stalled() != nil {
 		return
 	}
-	ctx, stop := context.WithTimeout(context.Background(), e.cfg.ElectionTimeout)
+	ctx, stop := context.WithTimeout(context.Background(), handOverPatience)
 	defer stop()
 	if err := e.Transfer(ctx, ""); err != nil && !errors.Is(err, ErrAlone) {
 		e.log.Info("leadership not handed over", slog.Any("error", err))
