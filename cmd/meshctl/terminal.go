@@ -13,7 +13,7 @@ import (
 // hideTyping lets a terminal show nothing of what is typed, until shown is called;
 // shown is nil if the file is no terminal.
 func hideTyping(f *os.File) (shown func(), err error) {
-	fd := int(f.Fd()) //nolint:gosec // a descriptor
+	fd := int(f.Fd())
 	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBADF) {
 		return nil, nil //nolint:nilnil // no terminal

@@ -18,7 +18,7 @@ import (
 // TestFingerprint: what the command prints is what PinnedRoots takes.
 func TestFingerprint(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "mshd") // the socket's path must be short
+	dir, err := os.MkdirTemp("", "mshd") //nolint:usetesting // the socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,29 +176,35 @@ func TestRefusalNamesThePermission(t *testing.T) {
 		want string
 	}{
 		{
-			ci, acl.Request{Verb: acl.Write, Resource: acl.Intention, Namespace: "default", Name: "payments"},
+			ci,
+			acl.Request{Verb: acl.Write, Resource: acl.Intention, Namespace: "default", Name: "payments"},
 			`permission denied: token deploy-ci (accessor 1a2b3c4d) may not write intention default/payments; ` +
 				`it needs a policy with { kinds = ["intention"], namespace = "default", name = "payments", verbs = ["write"] }`,
 		},
 		{
-			untitled, acl.Request{Verb: acl.Read, Resource: acl.Node, Some: true},
+			untitled,
+			acl.Request{Verb: acl.Read, Resource: acl.Node, Some: true},
 			`permission denied: token 1a2b3c4d may not read any node; it needs a policy with { kinds = ["node"], name = "*", verbs = ["read"] }`,
 		},
 		{
-			untitled, acl.Request{Verb: acl.Read, Resource: acl.Service, Some: true, Namespace: "shop"},
+			untitled,
+			acl.Request{Verb: acl.Read, Resource: acl.Service, Some: true, Namespace: "shop"},
 			`permission denied: token 1a2b3c4d may not read any service in shop; it needs a policy with { kinds = ["service"], namespace = "shop", name = "*", verbs = ["read"] }`,
 		},
 		{
-			untitled, acl.Request{Verb: acl.Read, Resource: acl.Snapshot},
+			untitled,
+			acl.Request{Verb: acl.Read, Resource: acl.Snapshot},
 			`permission denied: token 1a2b3c4d may not read snapshot; it needs a policy with { kinds = ["snapshot"], verbs = ["read"] }`,
 		},
 		{
-			acl.Identity{}, acl.Request{Verb: acl.Write, Resource: acl.Tokens},
+			acl.Identity{},
+			acl.Request{Verb: acl.Write, Resource: acl.Tokens},
 			`not authenticated: to write token * takes a policy with { kinds = ["token"], name = "*", verbs = ["write"] }`,
 		},
 		{acl.Identity{}, acl.Request{Verb: acl.Write, Resource: acl.Each}, `not authenticated: to do this takes a token`},
 		{
-			untitled, acl.Request{Verb: acl.Write, Resource: acl.Sign, Name: "vm-a"},
+			untitled,
+			acl.Request{Verb: acl.Write, Resource: acl.Sign, Name: "vm-a"},
 			`permission denied: token 1a2b3c4d may not write sign vm-a; it needs the certificate of node vm-a`,
 		},
 		{untitled, acl.Request{Verb: acl.Read, Resource: "mistyped"}, `permission denied: token 1a2b3c4d may not read mistyped */*; it needs a token with the policy admin`},

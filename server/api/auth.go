@@ -103,4 +103,3 @@ func (a *API) newer(ctx context.Context, than *state.Snapshot) *state.Snapshot {
 	}
 	return s
 }
-

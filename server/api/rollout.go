@@ -88,4 +88,3 @@ func namesOf(q url.Values, parameter string) ([]catalog.Name, error) {
 	}
 	return names, nil
 }
-

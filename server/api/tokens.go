@@ -372,7 +372,7 @@ func (a *API) canI(c *call) (any, error) {
 	}
 	what := acl.Request{Verb: acl.Verb(req.Verb), Resource: acl.Resource(req.Kind), Namespace: rule.Namespace, Name: rule.Name}
 	if err := acl.Authorize(who, what); err != nil {
-		return client.Can{Text: err.Error()}, nil
+		return client.Can{Text: err.Error()}, nil //nolint:nilerr // the refusal is the answer
 	}
 	out := client.Can{Allowed: true, Text: fmt.Sprintf("%s may %s", who.Describe(), what)}
 	if policy, by, ok := who.AllowedBy(what); ok {
