@@ -117,6 +117,8 @@ func TestAuthorize(t *testing.T) {
 
 		{acl.Request{Verb: acl.Read, Resource: acl.Service, Some: true}, append(readers, "shop", "api", "team")},
 		{acl.Request{Verb: acl.Read, Resource: acl.Service, Some: true, Namespace: "shop"}, append(readers, "shop")},
+		{acl.Request{Verb: acl.Read, Resource: acl.Intention, Some: true, Namespace: "other"}, append(readers, "shop", "api", "team")},
+		{acl.Request{Verb: acl.Write, Resource: acl.Intention, Some: true, Namespace: "other"}, []string{"admin", "local"}},
 		{acl.Request{Verb: acl.Tap, Resource: acl.Service, Some: true}, []string{"admin", "local", "team"}},
 		{acl.Request{Verb: acl.Write, Resource: acl.JoinTokens, Some: true}, []string{"admin", "local", "joiner"}},
 		{acl.Request{Verb: acl.Read, Resource: acl.Tokens, Some: true}, []string{"admin", "local"}},

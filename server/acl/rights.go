@@ -203,8 +203,8 @@ func (g *grant) allows(r Request, verb verbs) bool {
 	if g.verbs&verb == 0 {
 		return false
 	}
-	if r.Some {
-		return r.Namespace == "" || match(g.namespace, r.Namespace)
+	if r.Some { // of intentions, the source may be in another namespace
+		return r.Namespace == "" || match(g.namespace, r.Namespace) || r.Resource == Intention && r.Verb == Read
 	}
 	if match(g.namespace, r.Namespace) && match(g.name, r.Name) {
 		return true

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshd/meshd/ca"
@@ -88,7 +89,7 @@ type API struct {
 	cfg     Config
 	kinds   []collection
 	watches chan struct{} // a place for each
-	lookups chan struct{} // likewise, see newer
+	lookup  atomic.Int64  // when an unknown token was looked for last, see newer
 	ending  chan struct{} // closed by EndWatches
 	end     sync.Once
 }
@@ -119,7 +120,7 @@ func New(cfg Config) *API {
 	}
 	return &API{
 		cfg: cfg, kinds: collections(cfg.Info.TrustDomain),
-		watches: make(chan struct{}, maxWatches), lookups: make(chan struct{}, maxLookups), ending: make(chan struct{}),
+		watches: make(chan struct{}, maxWatches), ending: make(chan struct{}),
 	}
 }
 

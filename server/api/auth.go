@@ -80,19 +80,17 @@ func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) 
 }
 
 const (
-	// maxLookups bounds how many unknown tokens are looked for in a newer state at
-	// once: strangers must not keep the servers busy.
-	maxLookups = 4
-	lookupWait = time.Second
+	// lookupPause is how often an unknown token is looked for in a newer state at
+	// most: strangers must not keep the servers busy.
+	lookupPause = 50 * time.Millisecond
+	lookupWait  = time.Second
 )
 
 // newer returns a state that has what was acknowledged elsewhere in the cluster, as
 // a token that was made a moment ago; nil if there is none to be had.
 func (a *API) newer(ctx context.Context, than *state.Snapshot) *state.Snapshot {
-	select {
-	case a.lookups <- struct{}{}:
-		defer func() { <-a.lookups }()
-	default:
+	now, last := time.Now().UnixNano(), a.lookup.Load()
+	if 0 <= now-last && now-last < int64(lookupPause) || !a.lookup.CompareAndSwap(last, now) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupWait)
