@@ -163,7 +163,9 @@ func (s *State) covers(snapshot *Snapshot, position catalog.Position) bool {
 //
 // When something that fn had read through Table.Get, or has written, was changed
 // in between, fn is run again on a newer snapshot: it must have no effects of its
-// own. An error of fn ends the update and is returned as it is. Other errors wrap
+// own. An error of fn ends the update and is returned as it is; neither that nor a
+// success without a commit rests on a snapshot that lags behind what another server
+// has acknowledged. Other errors wrap
 // those of store.Engine.Commit (store.ErrUnknownOutcome: the write may still
 // happen; repeating the update is safe as far as fn tests what it finds),
 // ErrContention, or ctx's.
@@ -173,18 +175,20 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) (catalog.Positio
 	case <-ctx.Done():
 		return catalog.Position{}, fmt.Errorf("wait for the first snapshot: %w", ctx.Err())
 	}
-	backoff, queued := firstBackoff, false
+	backoff, queued, fresh := firstBackoff, false, false
 	for range maxAttempts {
 		tx := newTx(s.Snapshot())
-		if err := fn(tx); err != nil {
-			return catalog.Position{}, err
-		}
-		if err := tx.recordEdits(maxForget); err != nil {
-			return catalog.Position{}, err
-		}
-		txn := tx.txn()
-		if len(txn.Ops) == 0 {
-			return tx.base.position, nil
+		txn, err := tx.run(fn)
+		if err != nil || len(txn.Ops) == 0 {
+			if fresh {
+				return tx.base.position, err
+			}
+			// No commit is going to compare what was read with what is stored.
+			if _, err := s.Fresh(ctx); err != nil {
+				return catalog.Position{}, err
+			}
+			fresh = true
+			continue
 		}
 		position, err := s.commit(ctx, tx, txn)
 		var conflict *store.ConflictError
@@ -195,6 +199,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) (catalog.Positio
 		if _, err := s.Await(ctx, catalog.Position(conflict.Position)); err != nil {
 			return catalog.Position{}, err
 		}
+		fresh = true
 		if !queued && strings.HasPrefix(conflict.Key, IntentionEdits.prefix()) {
 			// All writers of intentions meet in their history. Here they queue, rather
 			// than find out again and again who is first.
@@ -224,7 +229,7 @@ func (s *State) commit(ctx context.Context, tx *Tx, txn store.Txn) (catalog.Posi
 		return catalog.Position{}, fmt.Errorf("write %s: %w", tx.describe(), err)
 	}
 	if _, err := s.Await(ctx, catalog.Position(position)); err != nil {
-		return catalog.Position{}, fmt.Errorf("write %s: it is stored, but not seen here yet: %w", tx.describe(), err)
+		return catalog.Position{}, fmt.Errorf("write %s: %w: it is stored, but not seen here yet: %w", tx.describe(), store.ErrUnknownOutcome, err)
 	}
 	return catalog.Position(position), nil
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -421,6 +422,74 @@ func TestUnknownOutcome(t *testing.T) {
 			}
 			if err := engine.Close(); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// lagging is an engine whose watch brings nothing while it is held back, as that of
+// a server which is behind the others.
+type lagging struct {
+	store.Engine
+	hold *sync.Mutex
+}
+
+func (l lagging) Watch(ctx context.Context, prefix string, after store.Position) store.Watcher {
+	return laggingWatcher{l.Engine.Watch(ctx, prefix, after), l.hold}
+}
+
+type laggingWatcher struct {
+	store.Watcher
+	hold *sync.Mutex
+}
+
+func (w laggingWatcher) Next(ctx context.Context) (store.Batch, error) {
+	b, err := w.Watcher.Next(ctx)
+	w.hold.Lock()
+	defer w.hold.Unlock()
+	return b, err
+}
+
+// TestDecidesOnFreshState: what is refused or found to be there already, by a server
+// that lags, is decided anew on the state that others have acknowledged.
+func TestDecidesOnFreshState(t *testing.T) {
+	t.Parallel()
+	service := func(owner string) func(*state.Tx) error {
+		return func(tx *state.Tx) error {
+			s := catalog.Service{Namespace: "default", Name: "api", Owner: owner}
+			return state.Services.Put(tx, catalog.Name{Namespace: s.Namespace, Name: s.Name}, s)
+		}
+	}
+	errOther := errors.New("it is not mine")
+	for name, fn := range map[string]func(*state.Tx) error{
+		"a write of what it sees": service("old"),
+		"a refusal of what it sees": func(tx *state.Tx) error {
+			if rec, ok := state.Services.Get(tx, catalog.Name{Namespace: "default", Name: "api"}); ok && rec.Value.Owner == "old" {
+				return errOther
+			}
+			return service("old")(tx)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ahead, engine := start(t)
+			update(t, ahead, service("old"))
+			hold := &sync.Mutex{}
+			behind := state.New(lagging{engine, hold}, slog.New(slog.DiscardHandler))
+			go func() { _ = behind.Run(t.Context()) }()
+			<-behind.Ready()
+			hold.Lock()
+			update(t, ahead, service("new"))
+			time.AfterFunc(50*time.Millisecond, hold.Unlock)
+			if _, err := behind.Update(t.Context(), fn); err != nil {
+				t.Fatal(err)
+			}
+			s, err := ahead.Fresh(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rec, _ := state.Services.Get(s, catalog.Name{Namespace: "default", Name: "api"}); rec.Value.Owner != "old" {
+				t.Errorf("the write was acknowledged, and the owner is %q", rec.Value.Owner)
 			}
 		})
 	}

@@ -44,6 +44,17 @@ func (tx *Tx) Snapshot() *Snapshot { return tx.base }
 // store.MaxKeys can be committed.
 func (tx *Tx) Size() int { return len(tx.checks) } // every write is checked too
 
+// run lets fn fill the transaction, and returns what is to be committed.
+func (tx *Tx) run(fn func(*Tx) error) (store.Txn, error) {
+	if err := fn(tx); err != nil {
+		return store.Txn{}, err
+	}
+	if err := tx.recordEdits(maxForget); err != nil {
+		return store.Txn{}, err
+	}
+	return tx.txn(), nil
+}
+
 func (tx *Tx) snapshot() *Snapshot { return tx.base }
 
 func (tx *Tx) lookup(key string) any {
