@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+
+	"github.com/meshd/meshd/server/fault"
 )
 
 const spaceMagic = "meshd space 1\n"
@@ -32,6 +34,11 @@ func (d Saved) Position() Position { return d.version.position() }
 // remembered deletions, the stage and the leader's claim included. Members that
 // applied the same changes write the same bytes.
 func (d Saved) WriteTo(w io.Writer) (int64, error) {
+	return d.write(w, fault.Bug(fault.LoseLastSnapshotEntry))
+}
+
+// write is WriteTo, or with lossy the planted bug LoseLastSnapshotEntry.
+func (d Saved) write(w io.Writer, lossy bool) (int64, error) {
 	v := d.version
 	count := &countWriter{w: w}
 	f := newFrameWriter(count, spaceMagic)
@@ -43,6 +50,9 @@ func (d Saved) WriteTo(w io.Writer) (int64, error) {
 	f.number(v.lead.Epoch)
 	f.text(v.open)
 	for _, e := range v.keys.from("") {
+		if lossy && e.pair.ModRevision == v.head {
+			continue
+		}
 		if e.deleted {
 			f.number(recordDeletion)
 			f.text(e.pair.Key)
@@ -82,7 +92,7 @@ func (c *countWriter) Write(b []byte) (int, error) {
 // the same history have equal hashes.
 func (d Saved) Hash() [sha256.Size]byte {
 	h := sha256.New()
-	_, _ = d.WriteTo(h) // a hash never fails to write
+	_, _ = d.write(h, false) // a hash never fails to write
 	return [sha256.Size]byte(h.Sum(nil))
 }
 

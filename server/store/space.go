@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/meshd/meshd/server/fault"
 )
 
 // keepDeletions is how many deletions a Space remembers. A watcher that is
@@ -155,6 +157,9 @@ func (s *Space) Commit(txn Txn, epoch uint64) (Position, error) {
 		return Position{}, &ConflictError{Position: v.position()}
 	}
 	for _, c := range txn.Checks {
+		if fault.Bug(fault.IgnoreChecks) {
+			break
+		}
 		if have := v.modRevision(c.Key); have != c.ModRevision {
 			return Position{}, &ConflictError{Key: c.Key, Want: c.ModRevision, Have: have, Position: v.position()}
 		}
@@ -162,7 +167,9 @@ func (s *Space) Commit(txn Txn, epoch uint64) (Position, error) {
 	if len(txn.Ops) == 0 {
 		return v.position(), nil
 	}
-	v.revision++
+	if !fault.Bug(fault.ReuseRevision) || v.modRevision(txn.Ops[0].Key) != v.head {
+		v.revision++
+	}
 	v.head = v.revision
 	for _, op := range txn.Ops {
 		v.apply(op)
@@ -376,6 +383,7 @@ func (v *version) since(revision uint64, prefix string) (puts []Pair, deletes []
 	for c, e := range v.log.from(change{revision: revision + 1}) {
 		switch {
 		case !strings.HasPrefix(c.key, prefix):
+		case e.deleted && len(puts) > 0 && fault.Bug(fault.DropDeletion):
 		case e.deleted:
 			deletes = append(deletes, c.key)
 		default:

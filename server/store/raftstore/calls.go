@@ -83,7 +83,7 @@ func (e *Engine) Barrier(ctx context.Context) (store.Position, error) {
 	if fault.Bug(fault.StaleAsLinearizable) {
 		return e.space.Position(), nil
 	}
-	shared := e.reads.join(e.spawn, func() (store.Position, error) {
+	shared := e.reads.join(e.spawn, func() (store.Position, error) { //nolint:contextcheck // a round belongs to all who share it
 		ctx, stop := context.WithTimeout(e.life, e.patience())
 		defer stop()
 		return e.barrier(ctx)
@@ -131,6 +131,9 @@ func (e *Engine) apply(ctx context.Context, data []byte) (outcome, error) {
 	if err := e.writes.stalled(); err != nil {
 		return outcome{}, fmt.Errorf("%w on this server: %w", store.ErrNoLeader, err)
 	}
+	if err := e.room(data); err != nil {
+		return outcome{}, err
+	}
 	done := make(chan reply, 1)
 	if !e.spawn(func() { done <- submit(r, data) }) {
 		return outcome{}, store.ErrClosed
@@ -151,6 +154,20 @@ func (e *Engine) apply(ctx context.Context, data []byte) (outcome, error) {
 	case <-ctx.Done():
 		return outcome{}, fmt.Errorf("%w: %w", store.ErrUnknownOutcome, ctx.Err())
 	}
+}
+
+// room returns store.ErrDiskFull when the disk has no room for a command. What
+// changes who leads needs little and is always taken.
+func (e *Engine) room(data []byte) error {
+	switch commandKind(data[0]) {
+	case commandBegin, commandClaim, commandResign, commandMark:
+		return nil
+	case commandCommit, commandOpenStage, commandWriteStage, commandActivate, commandDropStage:
+	}
+	e.mu.Lock()
+	files := e.files
+	e.mu.Unlock()
+	return files.room()
 }
 
 func submit(r *raft.Raft, data []byte) reply {

@@ -255,7 +255,7 @@ func (e *Engine) Add(ctx context.Context, id, address string, voter bool) error 
 		if s.Self || s.Contact >= 0 && s.Contact < 2*e.cfg.HeartbeatTimeout {
 			return fmt.Errorf("%w: add %q at %s, but %q answers at %s", ErrTaken, id, address, s.ID, s.Address)
 		}
-		e.log.Info("a server has come back without its state", slog.String("was", s.ID), slog.String("is", id))
+		e.log.InfoContext(ctx, "a server has come back without its state", slog.String("was", s.ID), slog.String("is", id))
 		if err := e.reconfigure(ctx, r, func(timeout time.Duration) raft.IndexFuture {
 			return r.RemoveServer(raft.ServerID(s.ID), 0, timeout)
 		}); err != nil {

@@ -40,15 +40,21 @@ type Config struct {
 	// committed, and how often again. 0 means 10 ms.
 	CommitInterval time.Duration
 
-	// SegmentBytes is the size of a file of the log, allocated in advance.
-	// 0 means 64 MiB.
+	// SegmentBytes is the size of a file of the log. Two of them are allocated in
+	// advance, so that a full disk does not stop the log in the middle. 0 means
+	// 64 MiB.
 	SegmentBytes int
+	// Synced, if not nil, is told how long each sync of the log took. It must not
+	// block.
+	Synced func(took time.Duration)
 	// SnapshotEntries is after how many log entries the state is saved and the
 	// log cut; SnapshotInterval is how often that is looked at; TrailingEntries
 	// stay in the log for members that lag. 0 means 8192, 30 s and 10240.
 	SnapshotEntries  uint64
 	SnapshotInterval time.Duration
 	TrailingEntries  uint64
+
+	left func(dir string) (uint64, error) // how much room there is; tests have their own
 }
 
 // Member is a server of a cluster.
@@ -73,6 +79,9 @@ func (c Config) withDefaults() Config {
 	set(&c.SnapshotEntries, 8192)
 	set(&c.SnapshotInterval, 30*time.Second)
 	set(&c.TrailingEntries, 10240)
+	if c.left == nil {
+		c.left = left
+	}
 	return c
 }
 

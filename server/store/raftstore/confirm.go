@@ -138,7 +138,7 @@ func (e *Engine) ask(ctx context.Context, s raft.Server, term uint64, answers ch
 			return
 		}
 		defer func() { <-line }()
-		request := raft.AppendEntriesRequest{RPCHeader: header, Term: term, Leader: header.Addr}
+		request := raft.AppendEntriesRequest{RPCHeader: header, Term: term}
 		var reply raft.AppendEntriesResponse
 		err := wire.AppendEntries(s.ID, s.Address, &request, &reply)
 		answers <- err == nil && reply.Success && reply.Term == term

@@ -1,18 +1,15 @@
 package raftstore
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
-	"slices"
-	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 	"golang.org/x/sys/unix"
 
@@ -33,11 +30,13 @@ const snapshotsKept = 2
 // disk is an opened state directory:
 //
 //	lock        held while an engine uses the directory
+//	instance    what tells it from another one of that name, see Identify
 //	wal/        the log, and Raft's term and vote
 //	snapshots/  saved states
 type disk struct {
 	dir       string
 	lock      *os.File
+	files     *files
 	log       *guardedLog
 	snapshots snapshots
 }
@@ -62,14 +61,19 @@ func openDisk(cfg Config, logger hclog.Logger, fatal func(error), writes *watchd
 	if err := os.MkdirAll(logDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the log's directory: %w", err)
 	}
+	// It makes a reserve first: reading writes, too.
+	d.files = newFiles(logDir, cfg)
 	meta := &metaFile{}
-	files, err := meta.Load(logDir)
+	known, err := meta.Load(logDir)
 	if err == nil {
-		err = checkTail(logDir, files)
+		var end uint64
+		end, err = checkTail(logDir, known)
+		d.files.end.Store(end)
 	}
 	var entries *wal.WAL
 	if err == nil {
-		entries, err = wal.Open(logDir, wal.WithMetaStore(meta), wal.WithSegmentSize(cfg.SegmentBytes), wal.WithLogger(logger.Named("wal")))
+		entries, err = wal.Open(logDir, wal.WithMetaStore(meta), wal.WithSegmentFiler(segment.NewFiler(logDir, d.files)),
+			wal.WithSegmentSize(cfg.SegmentBytes), wal.WithLogger(logger.Named("wal")))
 	}
 	if errors.Is(err, types.ErrCorrupt) || errors.Is(err, store.ErrCorrupt) {
 		return nil, damaged(fmt.Errorf("open the log: %w", err), cfg.Dir)
@@ -77,7 +81,7 @@ func openDisk(cfg Config, logger hclog.Logger, fatal func(error), writes *watchd
 	if err != nil {
 		return nil, fmt.Errorf("open the log in %s: %w", logDir, err)
 	}
-	d.log = &guardedLog{WAL: entries, fatal: fatal, writes: writes}
+	d.log = &guardedLog{WAL: entries, files: d.files, fatal: fatal, writes: writes}
 	if d.snapshots, err = openSnapshots(cfg.Dir, logger); err != nil {
 		return nil, err
 	}
@@ -183,129 +187,4 @@ func (d *disk) verifySnapshot(id string) (err error) {
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	return store.NewSpace().Load(r)
-}
-
-// guardedLog stops writing for ever at the first error. After a failed fsync the
-// kernel may have dropped the dirty pages and a second fsync succeeds without
-// them (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX
-// ATC 2020), so the process has to end and read back what is really there.
-type guardedLog struct {
-	*wal.WAL
-
-	fatal  func(error)
-	writes *watchdog
-	broken atomic.Pointer[error]
-}
-
-func (g *guardedLog) guard(what string, write func() error) error {
-	if err := g.broken.Load(); err != nil {
-		return *err
-	}
-	ended := g.writes.begin()
-	err := write()
-	ended()
-	if err == nil {
-		return nil
-	}
-	err = fmt.Errorf("%s: %w", what, err)
-	if g.broken.CompareAndSwap(nil, &err) {
-		g.fatal(err)
-	}
-	return err
-}
-
-// GetLog implements raft.LogStore. A damaged entry is fatal: it must never be
-// applied, and Raft panics when it can't read what it needs.
-func (g *guardedLog) GetLog(index uint64, entry *raft.Log) error {
-	err := g.get(index, entry)
-	if errors.Is(err, raft.ErrLogNotFound) {
-		return err
-	}
-	if err == nil {
-		err = unseal(entry)
-	}
-	if err != nil {
-		err = fmt.Errorf("read log entry %d: %w", index, err)
-		g.fatal(err)
-	}
-	return err
-}
-
-// get reads an entry. The decoder of raft-wal panics on some lengths that are
-// damaged.
-func (g *guardedLog) get(index uint64, entry *raft.Log) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", store.ErrCorrupt, p)
-		}
-	}()
-	return g.WAL.GetLog(index, entry)
-}
-
-// StoreLog implements raft.LogStore.
-func (g *guardedLog) StoreLog(entry *raft.Log) error {
-	return g.StoreLogs([]*raft.Log{entry})
-}
-
-// StoreLogs implements raft.LogStore.
-func (g *guardedLog) StoreLogs(entries []*raft.Log) error {
-	sealed := make([]*raft.Log, len(entries))
-	for i, entry := range entries {
-		sealed[i] = seal(entry)
-	}
-	return g.guard("write log entries", func() error { return g.WAL.StoreLogs(sealed) })
-}
-
-// DeleteRange implements raft.LogStore.
-func (g *guardedLog) DeleteRange(first, last uint64) error {
-	return g.guard("cut the log", func() error { return g.WAL.DeleteRange(first, last) })
-}
-
-// Set implements raft.StableStore.
-func (g *guardedLog) Set(key, value []byte) error {
-	return g.guard("write Raft's vote", func() error { return g.WAL.Set(key, value) })
-}
-
-// SetUint64 implements raft.StableStore.
-func (g *guardedLog) SetUint64(key []byte, value uint64) error {
-	return g.guard("write Raft's term", func() error { return g.WAL.SetUint64(key, value) })
-}
-
-// The log of raft-wal reads its own checksums only when it recovers from a
-// crash, so each entry carries a CRC-32C of its own, at the end of the field that
-// Raft leaves to its users. It exists on disk only.
-
-// seal returns a copy of entry that carries its checksum.
-func seal(entry *raft.Log) *raft.Log {
-	sealed := *entry
-	sealed.Extensions = binary.BigEndian.AppendUint32(slices.Clip(entry.Extensions), checksum(entry))
-	return &sealed
-}
-
-// unseal checks the checksum of an entry and takes it off.
-func unseal(entry *raft.Log) error {
-	body := len(entry.Extensions) - crc32.Size
-	if body < 0 {
-		return fmt.Errorf("%w: the checksum is missing", store.ErrCorrupt)
-	}
-	want := binary.BigEndian.Uint32(entry.Extensions[body:])
-	if entry.Extensions = entry.Extensions[:body:body]; body == 0 {
-		entry.Extensions = nil
-	}
-	if have := checksum(entry); have != want {
-		return fmt.Errorf("%w: the checksum is %08x, computed %08x", store.ErrCorrupt, want, have)
-	}
-	return nil
-}
-
-func checksum(entry *raft.Log) uint32 {
-	var head [25]byte
-	binary.BigEndian.PutUint64(head[0:], entry.Index)
-	binary.BigEndian.PutUint64(head[8:], entry.Term)
-	binary.BigEndian.PutUint64(head[16:], uint64(len(entry.Data)))
-	head[24] = byte(entry.Type)
-	table := crc32.MakeTable(crc32.Castagnoli)
-	sum := crc32.Update(0, table, head[:])
-	sum = crc32.Update(sum, table, entry.Data)
-	return crc32.Update(sum, table, entry.Extensions)
 }

@@ -75,6 +75,8 @@ type Engine struct {
 	mu       sync.Mutex
 	raft     *raft.Raft // set before ready
 	wire     *wire      // set with raft
+	files    *files     // set with raft
+	shunned  shunned    // the leadership of a full disk
 	lines    map[raft.ServerID]chan struct{}
 	term     *term          // not nil while this member leads and its state is complete
 	turn     chan struct{}  // closed when term changes
@@ -237,7 +239,7 @@ func (e *Engine) start(d *disk, w *wire, logger hclog.Logger) (*raft.Raft, error
 		return nil, err
 	}
 	e.mu.Lock()
-	e.raft, e.wire, e.led = r, w, time.Now()
+	e.raft, e.wire, e.files, e.led = r, w, d.files, time.Now()
 	e.tellLocked()
 	e.mu.Unlock()
 	return r, nil
@@ -270,10 +272,11 @@ func (e *Engine) serve(ctx context.Context, r *raft.Raft) error {
 	r.RegisterObserver(observer)
 	defer r.DeregisterObserver(observer)
 	defer e.setTerm(nil)
-	defer e.writes.watch(e.life, e.fail)()
+	defer e.writes.watch(e.life, e.fail)() //nolint:contextcheck // as long as the engine, which may outlive ctx
+	e.spawn(func() { e.files.watch(e.life) })
 	tick := time.NewTicker(stallLimit / 15)
 	defer tick.Stop()
-	e.catchUp(r)
+	e.catchUp(r) //nolint:contextcheck // as above
 	for {
 		select {
 		case leads := <-r.LeaderCh():
@@ -283,32 +286,19 @@ func (e *Engine) serve(ctx context.Context, r *raft.Raft) error {
 			}
 		case <-leaders:
 			e.tell()
-			e.catchUp(r)
+			e.catchUp(r) //nolint:contextcheck // as above
 		case <-tick.C:
 			e.checkDisk(r)
+			e.checkRoom() //nolint:contextcheck // as above
 		case err := <-e.fatal:
 			return err
 		case <-e.closing:
-			e.handOver(r)
+			e.handOver(r) //nolint:contextcheck // ctx has ended
 			return nil
 		case <-ctx.Done():
-			e.handOver(r)
+			e.handOver(r) //nolint:contextcheck // ctx has ended
 			return nil
 		}
-	}
-}
-
-// checkDisk gives the leadership up while the disk hangs, and takes it up again
-// if Raft has left it with this member.
-func (e *Engine) checkDisk(r *raft.Raft) {
-	_, leads, _ := e.current()
-	stalled := e.writes.stalled()
-	switch {
-	case stalled != nil && leads != nil:
-		e.log.Error("the disk hangs: leave the leadership to others", slog.Any("error", stalled))
-		e.setTerm(nil)
-	case stalled == nil && leads == nil && r.State() == raft.Leader:
-		e.establish(r)
 	}
 }
 

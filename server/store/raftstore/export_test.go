@@ -21,3 +21,13 @@ func Encoded(seed command) [][]byte {
 
 // Command lets tests fill a log entry.
 type Command = command
+
+// WithRoom returns c with a file system that says how many bytes it has left.
+func WithRoom(c Config, left func() uint64) Config {
+	c.left = func(string) (uint64, error) { return left(), nil }
+	return c
+}
+
+// Stall makes the disk of e look as if a write were under way, until the function
+// that it returns is called.
+func Stall(e *Engine) func() { return e.writes.begin() }

@@ -22,9 +22,10 @@ func TestFailedWriteIsFatal(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		device string // takes the place of the log's file
+		mode   int
 	}{
-		{"write fails", "/dev/full"},
-		{"sync fails", "/dev/null"}, // takes writes; fsync is EINVAL
+		{"write fails", "/dev/null", os.O_RDONLY},
+		{"sync fails", "/dev/null", os.O_RDWR}, // takes writes; fsync is EINVAL
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cfg := small(filepath.Join(t.TempDir(), "state"))
@@ -34,7 +35,7 @@ func TestFailedWriteIsFatal(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			replaceFiles(t, filepath.Join(cfg.Dir, "wal"), ".wal", row.device)
+			replaceFiles(t, filepath.Join(cfg.Dir, "wal"), ".wal", row.device, row.mode)
 
 			begun := time.Now()
 			_, err = m.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: "b", Value: []byte("1")}}})
@@ -61,9 +62,9 @@ func TestFailedWriteIsFatal(t *testing.T) {
 }
 
 // replaceFiles makes the open descriptors of files in dir refer to a device.
-func replaceFiles(t *testing.T, dir, suffix, device string) {
+func replaceFiles(t *testing.T, dir, suffix, device string, mode int) {
 	t.Helper()
-	to, err := os.OpenFile(device, os.O_RDWR, 0)
+	to, err := os.OpenFile(device, mode, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

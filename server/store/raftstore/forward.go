@@ -128,7 +128,7 @@ func (e *Engine) lead(ctx context.Context, here func() error, there func(id, add
 func (e *Engine) send(ctx context.Context, id, address string, request []byte) (outcome, error) {
 	sent, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	defer context.AfterFunc(e.life, func() { stop(store.ErrClosed) })()
+	defer context.AfterFunc(e.life, func() { stop(store.ErrClosed) })() //nolint:contextcheck // the engine's life ends it too
 	over := make(chan struct{})
 	defer close(over)
 	go e.watchLeader(id, over, stop)
@@ -144,8 +144,7 @@ func (e *Engine) send(ctx context.Context, id, address string, request []byte) (
 	}
 	o, err := decodeReply(reply)
 	at := o.position
-	var conflict *store.ConflictError
-	if errors.As(err, &conflict) {
+	if conflict, ok := errors.AsType[*store.ConflictError](err); ok {
 		at = conflict.Position // a retry before is in vain
 	}
 	if fault.Bug(fault.SkipCatchUp) {

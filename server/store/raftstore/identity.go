@@ -44,9 +44,9 @@ func Identify(dir, name string) (string, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("read the instance of the state directory: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "wal", "wal-meta.db")); err == nil {
+	if used, err := os.ReadDir(filepath.Join(dir, "wal")); err == nil && len(used) > 0 {
 		return name, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("look for a state: %w", err)
 	}
 	var random [instanceDigits / 2]byte

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/server/store"
 )
@@ -140,7 +141,16 @@ func (m *metaFile) write(c metaContent) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(m.dir, metaName), data); err != nil {
+	err = writeFile(filepath.Join(m.dir, metaName), data)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		// Nothing has changed yet. The reserve is for this; it is made again when
+		// there is room.
+		if err := os.Remove(filepath.Join(m.dir, reserveName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("give up the reserve: %w", err)
+		}
+		err = writeFile(filepath.Join(m.dir, metaName), data)
+	}
+	if err != nil {
 		return fmt.Errorf("replace what the log knows of its files: %w", err)
 	}
 	m.now = c

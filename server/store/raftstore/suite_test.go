@@ -16,6 +16,7 @@ import (
 // TestSuiteOfThree runs the suite on the leader and on a follower of three
 // members.
 func TestSuiteOfThree(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name    string
 		leading bool

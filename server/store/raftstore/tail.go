@@ -37,40 +37,40 @@ const (
 //
 // Then it writes the last batches once more and syncs them: what a sync that failed
 // left in the kernel's cache counts as written there, and would be taken for
-// durable from now on.
-func checkTail(dir string, state types.PersistentState) (err error) {
+// durable from now on. It returns where the last batch ends.
+func checkTail(dir string, state types.PersistentState) (_ uint64, err error) {
 	if len(state.Segments) == 0 {
-		return nil
+		return 0, nil
 	}
 	last := state.Segments[len(state.Segments)-1]
 	if !last.SealTime.IsZero() {
-		return nil
+		return 0, nil
 	}
 	name := fmt.Sprintf("%020d-%016x.wal", last.BaseIndex, last.ID)
 	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0) //nolint:gosec // a file of the log
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a crash came between its name and its creation
+		return 0, nil // a crash came between its name and its creation
 	}
 	if err != nil {
-		return fmt.Errorf("read the newest file of the log: %w", err)
+		return 0, fmt.Errorf("read the newest file of the log: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	data, err := io.ReadAll(f)
 	if err != nil {
-		return fmt.Errorf("read the newest file of the log: %w", err)
+		return 0, fmt.Errorf("read the newest file of the log: %w", err)
 	}
 	end, doubtful := readBatches(data)
 	if at := batchAfter(data, end); at > 0 {
-		return fmt.Errorf("%w: the batch of entries at byte %d of %s is damaged, and another follows at byte %d",
+		return 0, fmt.Errorf("%w: the batch of entries at byte %d of %s is damaged, and another follows at byte %d",
 			store.ErrCorrupt, end, filepath.Join(dir, name), at)
 	}
 	if _, err := f.WriteAt(data[doubtful:end], int64(doubtful)); err != nil {
-		return fmt.Errorf("write the end of the log again: %w", err)
+		return 0, fmt.Errorf("write the end of the log again: %w", err)
 	}
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync the end of the log: %w", err)
+		return 0, fmt.Errorf("sync the end of the log: %w", err)
 	}
-	return nil
+	return uint64(end), nil //nolint:gosec // a length
 }
 
 // readBatches returns where the first batch begins that is not whole, and where
@@ -126,7 +126,7 @@ func isEntry(b []byte) bool {
 	var fields [2][]byte
 	for i := range fields {
 		n, size := binary.Uvarint(b)
-		if size <= 0 || n > uint64(len(b)-size) {
+		if size <= 0 || n > uint64(len(b)-size) { //nolint:gosec // size is at most the length of b
 			return false
 		}
 		fields[i], b = b[size:size+int(n)], b[size+int(n):] //nolint:gosec // at most the length of b

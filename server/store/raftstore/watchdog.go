@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // ErrDiskHung says that a write to the disk of this server does not end.
@@ -87,4 +90,61 @@ func (w *watchdog) watch(ctx context.Context, fail func(error)) (stop func()) {
 		}
 	}()
 	return func() { close(over) }
+}
+
+// checkDisk gives the leadership up while the disk hangs, and takes it up again
+// if Raft has left it with this member.
+func (e *Engine) checkDisk(r *raft.Raft) {
+	_, leads, _ := e.current()
+	stalled := e.writes.stalled()
+	switch {
+	case stalled != nil && leads != nil:
+		e.log.Error("the disk hangs: leave the leadership to others", slog.Any("error", stalled))
+		e.setTerm(nil)
+	case stalled == nil && leads == nil && r.State() == raft.Leader:
+		e.establish(r)
+	}
+}
+
+// shunned remembers when a leader whose disk is full has tried to hand over.
+type shunned struct {
+	next time.Time     // not before
+	wait time.Duration // after the next one
+}
+
+// A leader whose disk is full hands the leadership over, in case that another
+// member has room. If it gets it back, none has, or the others are gone; so it
+// waits longer and longer before it does so again.
+const (
+	shunFirst = 10 * time.Second
+	shunLast  = 5 * time.Minute
+)
+
+// checkRoom hands the leadership over while there is no room for writes. Only
+// serve calls it.
+func (e *Engine) checkRoom() {
+	err := e.files.room()
+	if err == nil {
+		if e.shunned.wait != 0 {
+			e.log.Info("there is room for writes again")
+		}
+		e.shunned = shunned{}
+		return
+	}
+	if e.shunned.wait == 0 {
+		e.log.Error("the disk is full: writes are refused", slog.Any("error", err))
+		e.shunned.wait = shunFirst
+	}
+	if !e.Leading() || time.Now().Before(e.shunned.next) {
+		return
+	}
+	e.shunned.next = time.Now().Add(e.shunned.wait)
+	e.shunned.wait = min(2*e.shunned.wait, shunLast)
+	e.spawn(func() {
+		ctx, stop := context.WithTimeout(e.life, e.patience())
+		defer stop()
+		if err := e.Transfer(ctx, ""); err != nil && !errors.Is(err, ErrAlone) {
+			e.log.Warn("leadership of a server without room not handed over", slog.Any("error", err))
+		}
+	})
 }
