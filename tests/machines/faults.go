@@ -7,16 +7,14 @@ import (
 	"testing"
 )
 
-// Faults are what a Network does to packets between its hosts, by nftables on the
-// bridge: packets vanish without a word, in the directions that are named. The
-// zero value of a Network has none.
-//
-// It is held in the table "faults" of the family bridge, which Heal empties.
+// faultsTable is where the packets between two hosts pass, on the bridge. What it
+// drops vanishes without a word.
 const faultsTable = `
 table bridge faults {
-	chain forward { type filter hook forward priority 0; }
+	chain forward {
+		type filter hook forward priority 0;
+	}
 }
-flush chain bridge faults forward
 `
 
 // Drop lets the given share of the packets from one host to the other vanish, in
@@ -27,7 +25,7 @@ func (n *Network) Drop(t *testing.T, percent int, from, to *Host) {
 	if percent < 100 {
 		rule += fmt.Sprintf("numgen random mod 100 < %d ", percent)
 	}
-	n.nft(t, "table bridge faults { chain forward { type filter hook forward priority 0; } }\nadd rule bridge faults forward "+rule+"drop\n")
+	n.nft(t, faultsTable+"add rule bridge faults forward "+rule+"drop\n")
 }
 
 // Cut parts two groups of hosts, in both directions.
@@ -44,7 +42,7 @@ func (n *Network) Cut(t *testing.T, some, others []*Host) {
 // Heal ends all that Drop and Cut did.
 func (n *Network) Heal(t *testing.T) {
 	t.Helper()
-	n.nft(t, faultsTable)
+	n.nft(t, faultsTable+"flush chain bridge faults forward\n")
 }
 
 func (n *Network) nft(t *testing.T, rules string) {

@@ -20,11 +20,12 @@ type Network struct {
 	Bridge string
 
 	prefix string
+	number int32
 	bin    string
 	next   int
 }
 
-var networks atomic.Int32 //nolint:gochecknoglobals // keeps the names of parallel networks apart
+var networks atomic.Int32 //nolint:gochecknoglobals // keeps the names of networks apart
 
 // NewNetwork makes a bridge in a namespace of its own. Programs are looked up in
 // bin first. All of it is gone when the test is.
@@ -52,7 +53,8 @@ func NewLocalNetwork(t *testing.T, bin string) *Network {
 }
 
 func newNetwork(bin string) *Network {
-	return &Network{prefix: fmt.Sprintf("m%d-%d", os.Getpid(), networks.Add(1)), bin: bin, next: 10}
+	number := networks.Add(1)
+	return &Network{prefix: fmt.Sprintf("m%d-%d", os.Getpid(), number), number: number, bin: bin, next: 10}
 }
 
 // on returns the start of an ip command that works where the bridge is.
@@ -88,7 +90,7 @@ func (n *Network) Host(t *testing.T, name string) *Host {
 	t.Helper()
 	h := &Host{
 		T: t, Name: name, Namespace: n.prefix + "-" + name, Address: fmt.Sprintf("10.77.0.%d", n.next),
-		Dir: filepath.Join(t.TempDir(), name), Port: fmt.Sprintf("p%d", n.next), network: n,
+		Dir: filepath.Join(t.TempDir(), name), Port: fmt.Sprintf("p%d-%d", n.number, n.next), network: n,
 	}
 	n.next++
 	if err := os.MkdirAll(h.Dir, 0o755); err != nil {
@@ -100,6 +102,8 @@ func (n *Network) Host(t *testing.T, name string) *Host {
 		link = append(link, "netns", n.Bridge)
 	}
 	IP(t, link...)
+	// The kernel takes its time to empty a namespace, and the name is used again.
+	t.Cleanup(func() { IP(t, n.on("link", "del", h.Port)...) })
 	IP(t, n.on("link", "set", h.Port, "master", "br0", "up")...)
 	IP(t, "-n", h.Namespace, "addr", "add", h.Address+"/24", "dev", "eth0")
 	IP(t, "-n", h.Namespace, "link", "set", "eth0", "up")

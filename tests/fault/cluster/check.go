@@ -9,6 +9,8 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -125,6 +127,9 @@ func (l *Load) Check(t *testing.T) int {
 		}
 	}
 	l.cluster.Agree(t)
+	if keeps(t) {
+		l.keep(t, ops)
+	}
 	count := map[history.Outcome]int{}
 	acked := 0
 	for _, o := range ops {
@@ -136,6 +141,19 @@ func (l *Load) Check(t *testing.T) int {
 	t.Logf("%d operations (%d writes acknowledged, %d conflicts, %d unknown) and %d batches of %d watches are in order; elections: %d",
 		len(ops), acked, count[history.Conflict], count[history.Unknown], batches, len(l.traces), len(l.cluster.Elections()))
 	return acked
+}
+
+// keep writes down what was seen, for people.
+func (l *Load) keep(t *testing.T, ops []history.Op) {
+	t.Helper()
+	var text strings.Builder
+	fmt.Fprintf(&text, "times are since %s\n", l.Start().Format(time.RFC3339Nano))
+	for _, o := range ops {
+		fmt.Fprintln(&text, o)
+	}
+	if err := os.WriteFile(filepath.Join(t.ArtifactDir(), "history.txt"), []byte(text.String()), 0o600); err != nil {
+		t.Error(err)
+	}
 }
 
 // settle reads the state, linearizably, and waits until each watch has come to it.

@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -26,11 +27,24 @@ type Plan struct {
 	Servers int
 	// Faulty takes the programs with the build tag fault.
 	Faulty bool
+	// Clock takes programs whose wall clock Server.SetClock moves.
+	Clock bool
 	// Config is added to each server's configuration.
 	Config string
 	// Prepare, if not nil, is called for each server before it is started the first
 	// time: it may mount something at s.Data(), or set s.Env.
 	Prepare func(s *Server)
+}
+
+func (p Plan) folder() string {
+	switch {
+	case p.Clock:
+		return folderSkewed
+	case p.Faulty:
+		return folderFaulty
+	default:
+		return folderNormal
+	}
 }
 
 // Cluster is a few servers, which the test reaches over the network. Its methods are
@@ -57,6 +71,8 @@ type Server struct {
 	Process *machines.Process
 	// Wrap is put before the command that starts it.
 	Wrap []string
+	// Programs is the folder that its program is taken from at the next Start.
+	Programs string
 
 	cluster *Cluster
 	read    int64 // of its log, by news
@@ -80,7 +96,10 @@ advertise            = %[3]q
 func New(t *testing.T, p Plan) *Cluster {
 	t.Helper()
 	p.Servers = max(p.Servers, 1)
-	c := &Cluster{t: t, Net: machines.NewLocalNetwork(t, filepath.Join(programs, folder(p.Faulty))), plan: p}
+	if p.Clock {
+		buildSkewed(t)
+	}
+	c := &Cluster{t: t, Net: machines.NewLocalNetwork(t, filepath.Join(programs, p.folder())), plan: p}
 	for i := range p.Servers {
 		c.Add(fmt.Sprintf("s%d", i+1))
 	}
@@ -104,7 +123,7 @@ func New(t *testing.T, p Plan) *Cluster {
 // Add makes a server that is neither configured nor started.
 func (c *Cluster) Add(name string) *Server {
 	c.t.Helper()
-	s := &Server{Host: c.Net.Host(c.t, name), cluster: c}
+	s := &Server{Host: c.Net.Host(c.t, name), Programs: filepath.Join(programs, c.plan.folder()), cluster: c}
 	c.Servers = append(c.Servers, s)
 	if c.key == "" {
 		c.key = s.Path("cluster.key")
@@ -119,6 +138,10 @@ func (c *Cluster) Add(name string) *Server {
 		s.Write(string(key), 0o600, "cluster.key")
 	}
 	s.Write(AdminToken+"\n", 0o600, "bootstrap.token")
+	if c.plan.Clock {
+		s.SetClock(0)
+		s.Env = append(s.Env, clockEnv+"="+s.clockPath())
+	}
 	return s
 }
 
@@ -152,7 +175,7 @@ func (s *Server) Socket() string { return "unix://" + s.Path("server.sock") }
 // Start starts the server's process and waits for nothing.
 func (s *Server) Start() {
 	s.T.Helper()
-	command := append(slices.Clone(s.Wrap), Program("meshd", s.cluster.plan.Faulty), "server", "--config", s.Config)
+	command := append(slices.Clone(s.Wrap), filepath.Join(s.Programs, "meshd"), "server", "--config", s.Config)
 	s.Process = s.Host.Start("server", command[0], command[1:]...)
 }
 
@@ -295,9 +318,17 @@ func (c *Cluster) NewLeader(before int, limit time.Duration) time.Duration {
 	})
 }
 
-// keepLogs copies the logs of a test that failed to where its artifacts go.
+// keeps reports whether what a test leaves is kept: it failed, or go test -artifacts
+// asks for it.
+func keeps(t *testing.T) bool {
+	t.Helper()
+	wanted := flag.Lookup("test.artifacts")
+	return t.Failed() || wanted != nil && wanted.Value.String() == "true"
+}
+
+// keepLogs copies the servers' logs to where the test's artifacts go.
 func (c *Cluster) keepLogs() {
-	if !c.t.Failed() {
+	if !keeps(c.t) {
 		return
 	}
 	for _, s := range c.Servers {
@@ -308,7 +339,7 @@ func (c *Cluster) keepLogs() {
 			c.t.Log(err)
 		}
 	}
-	c.t.Logf("logs are in %s (with go test -artifacts)", c.t.ArtifactDir())
+	c.t.Logf("logs are in %s", c.t.ArtifactDir())
 }
 
 func copyFile(from, to string) error {

@@ -313,3 +313,29 @@ func (l *Load) NextAck(t *testing.T, after, limit time.Duration) time.Duration {
 	})
 	return took
 }
+
+// Ask reads all keys at once through one server, and records what it answers. It may
+// run beside others.
+func (l *Load) Ask(ctx context.Context, s *Server) {
+	var all sync.WaitGroup
+	for i, key := range registers {
+		o := &loader{load: l, id: askers + i, known: map[string]history.Version{}, servers: []*client.Client{s.API()}}
+		all.Go(func() { o.read(ctx, key) })
+	}
+	all.Wait()
+}
+
+// askers is the number of the first client that is none of a Load's own.
+const askers = 1000
+
+// Rate returns how many writes a second were acknowledged between two times of the
+// history.
+func (l *Load) Rate(from, to time.Duration) float64 {
+	n := 0
+	for _, o := range l.Ops() {
+		if o.Kind != history.Read && o.Outcome == history.OK && o.Returned >= from && o.Returned < to {
+			n++
+		}
+	}
+	return float64(n) / (to - from).Seconds()
+}

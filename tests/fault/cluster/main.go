@@ -17,9 +17,7 @@ import (
 	"github.com/meshd/meshd/tests/machines"
 )
 
-// programs is the folder of the programs under test, built from this tree: in it,
-// normal are those that users get, and faulty those with the build tag fault, which
-// can be made to fail.
+// programs is the folder of the programs under test, built from this tree.
 var programs string //nolint:gochecknoglobals // set once, by Main
 
 // programsEnv hands the folder to the process that runs in the namespaces.
@@ -29,33 +27,46 @@ const programsEnv = "MESHD_FAULT_PROGRAMS"
 // and runs the tests in a network namespace of their own. It returns the exit code.
 func Main(m *testing.M) int {
 	flag.Parse()
-	return run(m)
+	return run(m, func(string) error { return nil })
+}
+
+// MainWithOlder is Main for a package that also takes programs of an older version,
+// from OlderPrograms: those of the commit that a file names.
+func MainWithOlder(m *testing.M, file string) int {
+	flag.Parse()
+	return run(m, func(dir string) error { return buildOlder(file, dir) })
 }
 
 // Program returns the path of a program that was built from this tree, with the
 // build tag fault if faulty.
-func Program(name string, faulty bool) string { return filepath.Join(programs, folder(faulty), name) }
-
-func folder(faulty bool) string {
+func Program(name string, faulty bool) string {
 	if faulty {
-		return "faulty"
+		return filepath.Join(programs, folderFaulty, name)
 	}
-	return "normal"
+	return filepath.Join(programs, folderNormal, name)
 }
+
+// Folders of programs.
+const (
+	folderNormal = "normal"
+	folderFaulty = "faulty" // with the build tag fault
+	folderSkewed = "skewed" // with a clock that can be set
+	folderOlder  = "older"  // of an older version
+)
 
 // say tells what no test can: there is none yet.
 func say(format string, args ...any) {
 	_, _ = fmt.Fprintf(os.Stderr, "tests/fault: "+format+"\n", args...)
 }
 
-func run(m *testing.M) int {
+func run(m *testing.M, more func(dir string) error) int {
 	if os.Geteuid() != 0 {
 		say("network namespaces need root; run `sudo make fault`. Nothing was tested here.")
 		return 0
 	}
 	programs = os.Getenv(programsEnv)
 	if programs == "" {
-		if err := begin(); err != nil {
+		if err := begin(more); err != nil {
 			say("%v", err)
 		}
 		return 1
@@ -70,19 +81,23 @@ func run(m *testing.M) int {
 
 // begin builds the programs and goes on in namespaces; it returns only if that
 // fails.
-func begin() error {
+func begin(more func(dir string) error) error {
 	dir, err := os.MkdirTemp("", "meshd-fault-")
 	if err != nil {
 		return fmt.Errorf("make a folder for the programs: %w", err)
 	}
 	for _, build := range [][]string{
-		{"build", "-o", filepath.Join(dir, folder(false)) + "/", "github.com/meshd/meshd/cmd/..."},
-		{"build", "-tags", "fault", "-o", filepath.Join(dir, folder(true)) + "/", "github.com/meshd/meshd/cmd/..."},
+		{"build", "-o", filepath.Join(dir, folderNormal) + "/", "github.com/meshd/meshd/cmd/..."},
+		{"build", "-tags", "fault", "-o", filepath.Join(dir, folderFaulty) + "/", "github.com/meshd/meshd/cmd/..."},
 	} {
 		if out, err := exec.Command("go", build...).CombinedOutput(); err != nil {
 			_ = os.RemoveAll(dir)
 			return fmt.Errorf("go %v: %w\n%s", build, err, out)
 		}
+	}
+	if err := more(dir); err != nil {
+		_ = os.RemoveAll(dir)
+		return err
 	}
 	if err := os.Setenv(programsEnv, dir); err != nil {
 		return fmt.Errorf("name the programs: %w", err)

@@ -72,6 +72,9 @@ type History struct {
 // New returns an empty history that begins now.
 func New() *History { return &History{start: time.Now()} }
 
+// Start is when the history began.
+func (h *History) Start() time.Time { return h.start }
+
 // Now is the time since the history began.
 func (h *History) Now() time.Duration { return time.Since(h.start) }
 

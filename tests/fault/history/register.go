@@ -215,15 +215,19 @@ func culprit(ops []Op) string {
 	if bad == len(ends) {
 		return "?"
 	}
+	last := slices.IndexFunc(ops, func(o Op) bool { return o.Returned == ends[bad] && o.Outcome != Unknown })
 	var near []string
 	for _, o := range ops {
-		if o.Invoked <= ends[bad] && (o.Outcome == Unknown || o.Returned+200*time.Millisecond >= ends[bad]) {
+		if o.Invoked <= ends[bad] && (o.Outcome == Unknown || o.Returned >= ops[last].Invoked-margin) {
 			near = append(near, o.String())
 		}
 	}
-	slices.Reverse(near)
-	return "\n" + strings.Join(near[:min(len(near), 25)], "\n")
+	return "\n" + strings.Join(near[max(0, len(near)-30):], "\n") + "\nand at last\n" + ops[last].String()
 }
+
+// margin is how long before an operation others may matter to whoever looks for
+// the cause.
+const margin = 100 * time.Millisecond
 
 // String is the operation as a line.
 func (o Op) String() string {
