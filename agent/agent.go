@@ -61,6 +61,7 @@ type Agent struct {
 	log     *slog.Logger
 	session string
 	started time.Time
+	bound   chan struct{}
 	running atomic.Pointer[host]
 }
 
@@ -70,8 +71,15 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the agent: %w", err)
 	}
-	return &Agent{cfg: cfg.WithDefaults(), log: log, session: rand.Text(), started: time.Now()}, nil
+	return &Agent{cfg: cfg.WithDefaults(), log: log, session: rand.Text(), started: time.Now(), bound: make(chan struct{})}, nil
 }
+
+// Bound returns a channel that is closed when the agent has its sockets and its
+// state. It may still have to join then.
+func (a *Agent) Bound() <-chan struct{} { return a.bound }
+
+// Socket returns the path of the local API.
+func (a *Agent) Socket() string { return a.cfg.Socket }
 
 // host is what a running agent is made of.
 type host struct {
@@ -137,6 +145,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer func() { _ = h.feed.Close() }()
 	a.running.Store(h)
 	defer a.running.Store(nil)
+	close(a.bound)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.feed.Run(ctx, feedListener) })

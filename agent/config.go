@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -61,6 +62,9 @@ type Config struct {
 	Proxy Proxy  `json:"proxy,omitzero"`
 	// Metrics is the host's one endpoint for Prometheus.
 	Metrics Metrics `json:"metrics,omitzero"`
+
+	// LogLevel is debug, info, warn or error; info by default.
+	LogLevel string `json:"log_level,omitempty"`
 
 	// Version is the program's, for the servers and for status.
 	Version string `json:"-"`
@@ -158,6 +162,9 @@ func (c Config) Validate() error {
 		if err != nil || perr != nil || n == 0 || host == "" || strings.ContainsAny(host, " /@") {
 			p.Add(fmt.Sprintf("servers[%d]", i), "%q is no host or host:port", c.Servers[i])
 		}
+	}
+	if d.LogLevel != "" && new(slog.Level).UnmarshalText([]byte(d.LogLevel)) != nil {
+		p.Add("log_level", "%q is not known: write debug, info, warn or error", d.LogLevel)
 	}
 	if err := catalog.CheckLabel(d.NodeName); err != nil {
 		p.Add("node_name", "%v; set it, the host name can't be used", err)

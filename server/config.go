@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -83,6 +84,9 @@ type Config struct {
 	Snapshots Snapshots `json:"snapshots,omitzero"`
 	Audit     Audit     `json:"audit,omitzero"`
 
+	// LogLevel is debug, info, warn or error; info by default.
+	LogLevel string `json:"log_level,omitempty"`
+
 	// Version is the program's, for status.
 	Version string `json:"-"`
 	// Listener, if set, is used in place of Bind and Port, and closed by Run.
@@ -126,6 +130,7 @@ type settings struct {
 	NonVoter        bool      `json:"non_voter,omitempty"`
 	RemoveDeadAfter string    `json:"autopilot_remove_dead_after"`
 	Snapshots       Snapshots `json:"snapshots"`
+	LogLevel        string    `json:"log_level,omitempty"`
 	Audit           Audit     `json:"audit"`
 }
 
@@ -135,7 +140,7 @@ func (c Config) settings() settings {
 		BootstrapTokenFile: c.BootstrapTokenFile, Bind: c.Bind, Port: c.Port, Advertise: c.Advertise, AdminSocket: c.AdminSocket,
 		Provider: c.CA.Provider, LeafTTL: c.CA.LeafTTL.Std().String(), NodeTTL: c.CA.NodeTTL.Std().String(),
 		BootstrapExpect: c.BootstrapExpect, RetryJoin: c.RetryJoin, PeerPort: c.PeerPort, NonVoter: c.NonVoter,
-		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(), Snapshots: c.Snapshots, Audit: c.Audit,
+		RemoveDeadAfter: c.Autopilot.RemoveDeadAfter.Std().String(), Snapshots: c.Snapshots, Audit: c.Audit, LogLevel: c.LogLevel,
 	}
 }
 
@@ -200,6 +205,9 @@ func (c Config) Validate() error {
 		if v := ttl.value.Std(); v != 0 && (v < ca.MinTTL || v > ca.MaxTTL) {
 			p.Add(ttl.field, "%s is out of range: write %s to %s", v, ca.MinTTL, ca.MaxTTL)
 		}
+	}
+	if c.LogLevel != "" && new(slog.Level).UnmarshalText([]byte(c.LogLevel)) != nil {
+		p.Add("log_level", "%q is not known: write debug, info, warn or error", c.LogLevel)
 	}
 	c.validateCluster(&p)
 	c.Snapshots.validate(&p)

@@ -44,8 +44,10 @@ const (
 type Server struct {
 	config  Config
 	log     *slog.Logger
+	bound   chan struct{}
 	started chan struct{}
 	running atomic.Pointer[running]
+	live    live
 }
 
 // running is what there is while a server serves.
@@ -59,8 +61,16 @@ func New(config Config, log *slog.Logger) (*Server, error) {
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration of the server: %w", err)
 	}
-	return &Server{config: config.withDefaults(), log: log, started: make(chan struct{})}, nil
+	config = config.withDefaults()
+	return &Server{
+		config: config, log: log, bound: make(chan struct{}), started: make(chan struct{}),
+		live: live{config: config, changed: make(chan struct{})},
+	}, nil
 }
+
+// Bound returns a channel that is closed when the server has its ports and its
+// state. It may still have to wait for the other servers then; see Started.
+func (s *Server) Bound() <-chan struct{} { return s.bound }
 
 // Started returns a channel that is closed when the server serves.
 func (s *Server) Started() <-chan struct{} { return s.started }
@@ -152,6 +162,7 @@ type member struct {
 
 // serve starts what needs the state, and runs it until ctx ends.
 func (m *member) serve(ctx context.Context, inner net.Listener) error {
+	close(m.bound)
 	if err := m.await(ctx, inner); err != nil || ctx.Err() != nil {
 		return err
 	}

@@ -71,7 +71,8 @@ func (c Snapshots) schedule() backup.Schedule {
 }
 
 func (m *member) newKeeper() *backup.Keeper {
-	return backup.NewKeeper(m.config.Snapshots.Dir, m.config.Snapshots.schedule, func() <-chan struct{} { return nil }, m.engine, m.cluster(), m.log)
+	schedule := func() backup.Schedule { return m.live.now().Snapshots.schedule() }
+	return backup.NewKeeper(m.config.Snapshots.Dir, schedule, m.live.next, m.engine, m.cluster(), m.log)
 }
 
 // snapshots saves and replaces the whole store.

@@ -30,7 +30,7 @@ func (m *member) steward(ctx context.Context) error {
 		m.observe(seen, servers, begin)
 		next, ok := situation{
 			now: time.Now(), servers: servers, seen: seen, nonVoter: m.nonVoters(),
-			deadAfter: m.config.Autopilot.RemoveDeadAfter.Std(), mostVoters: maxExpected,
+			deadAfter: m.live.now().Autopilot.RemoveDeadAfter.Std(), mostVoters: maxExpected,
 		}.nextStep()
 		if !ok {
 			continue

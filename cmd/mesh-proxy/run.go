@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/cmd/internal/notify"
 	"github.com/meshd/meshd/proxy/dataplane"
 	"github.com/meshd/meshd/proxy/feed"
 )
@@ -45,6 +46,15 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 	g.Go(func() error { return client.Run(serving, h) })
 	g.Go(func() error { return followHangup(serving, plane.ReopenAccessLog) })
 	g.Go(func() error { return serveMetrics(serving, cfg.metrics, registry, log) })
+	manager := notify.New(os.Getenv)
+	tell := func(state string) {
+		if err := manager.Send(state); err != nil {
+			log.WarnContext(serving, "the service manager can't be told", slog.Any("error", err))
+		}
+	}
+	tell(notify.Ready)
+	// That this goroutine runs is all that is asked: a proxy without an agent serves.
+	g.Go(func() error { return manager.Watch(serving, func(context.Context) error { return nil }) })
 	g.Go(func() error {
 		tidy(serving)
 		return nil
@@ -58,6 +68,7 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 			return nil
 		}
 		giveUp()
+		tell(notify.Stopping)
 		log.LogAttrs(serving, slog.LevelInfo, "draining", slog.Duration("timeout", cfg.drain))
 		client.ReportState(feed.Draining)
 		until, cancel := context.WithTimeout(serving, cfg.drain)

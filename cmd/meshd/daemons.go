@@ -18,21 +18,29 @@ import (
 const serverFile = "/etc/meshd/server.hcl"
 
 func serverCommand() *cobra.Command {
-	c := daemonCommand("server", "run a server: catalog, intentions and CA", serverFile,
-		func(ctx context.Context, config server.Config, log *slog.Logger) error {
+	c := daemonCommand("server", "run a server: catalog, intentions and CA", serverFile, daemon[server.Config]{
+		start: func(config server.Config, log *slog.Logger) (service[server.Config], error) {
 			config.Version = version
 			s, err := server.New(config, log)
-			if err != nil {
-				return err
-			}
-			return s.Run(ctx)
-		})
+			return serverService{s}, err
+		},
+		level: func(c server.Config) string { return c.LogLevel },
+		live:  server.LiveKeys(), atStart: server.StartKeys(),
+	})
 	c.AddCommand(fingerprintCommand())
 	return c
 }
 
 func agentCommand() *cobra.Command {
-	return daemonCommand("agent", "run the agent of this host", "/etc/meshd/agent.hcl", runAgent)
+	return daemonCommand("agent", "run the agent of this host", "/etc/meshd/agent.hcl", daemon[agent.Config]{
+		start: func(config agent.Config, log *slog.Logger) (service[agent.Config], error) {
+			config.Version = version
+			a, err := agent.New(config, log)
+			return agentService{a}, err
+		},
+		level: func(c agent.Config) string { return c.LogLevel },
+		live:  []string{"log_level"},
+	})
 }
 
 func runAgent(ctx context.Context, config agent.Config, log *slog.Logger) error {
@@ -46,31 +54,31 @@ func runAgent(ctx context.Context, config agent.Config, log *slog.Logger) error 
 
 // daemonCommand is what server and agent have in common: a configuration file,
 // a check of it, a log, and running to the end.
-func daemonCommand[C any](use, short, file string, run func(context.Context, C, *slog.Logger) error) *cobra.Command {
-	var path, level string
+func daemonCommand[C any](use, short, file string, d daemon[C]) *cobra.Command {
 	var check bool
 	c := &cobra.Command{
 		Use: use, Short: short, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(level)
-			if err != nil {
-				return err
+			if d.flag != "" {
+				if _, err := parseLevel(d.flag); err != nil {
+					return err
+				}
 			}
 			var config C
-			if err := readConfig(path, &config); err != nil {
+			if err := readConfig(d.path, &config); err != nil {
 				return err
 			}
 			if check {
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), path+" is valid")
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), d.path+" is valid")
 				return err
 			}
-			return run(cmd.Context(), config, log)
+			return d.run(cmd.Context(), config)
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&path, "config", file, "configuration file (.hcl, .yaml or .json)")
+	f.StringVar(&d.path, "config", file, "configuration file (.hcl, .yaml or .json)")
 	f.BoolVar(&check, "check-config", false, "check the configuration file and exit")
-	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&d.flag, "log-level", "", "debug, info, warn or error (default: log_level of the file, or info)")
 	_ = c.MarkFlagFilename("config", "hcl", "yaml", "json") // the flag was just defined
 	return c
 }
@@ -91,11 +99,19 @@ func readConfig(path string, into any) error {
 }
 
 func newLogger(level string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, usageError{fmt.Errorf("--log-level %q: use debug, info, warn or error", level)}
+	l, err := parseLevel(level)
+	if err != nil {
+		return nil, err
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+func parseLevel(level string) (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return l, usageError{fmt.Errorf("--log-level %q: use debug, info, warn or error", level)}
+	}
+	return l, nil
 }
 
 func noArgs(c *cobra.Command, args []string) error {

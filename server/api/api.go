@@ -161,6 +161,7 @@ type written struct{}
 func (a *API) routes() []route {
 	rs := []route{
 		{http.MethodGet, "/v1/healthz", acl.Read, acl.Health, nil, a.health, 0},
+		{http.MethodGet, "/v1/readyz", acl.Read, acl.Health, nil, a.ready, 0},
 		{http.MethodGet, "/v1/openapi.json", acl.Read, acl.Health, nil, a.openAPI, 0},
 		{http.MethodGet, "/v1/ca/roots", acl.Read, acl.Roots, nil, a.roots, 0},
 		{http.MethodGet, "/v1/status", acl.Read, acl.Operator, nil, a.status, 0},
@@ -318,15 +319,6 @@ func writeError(w http.ResponseWriter, id string, e *client.Error) {
 	writeJSON(w, statusOf(e.Code), struct {
 		Error *client.Error `json:"error"`
 	}{&shown})
-}
-
-func (a *API) health(*call) (any, error) {
-	select {
-	case <-a.cfg.State.Ready():
-		return map[string]string{"status": "ok"}, nil
-	default:
-		return nil, &client.Error{Code: client.CodeUnavailable, Message: "the state is not loaded yet"}
-	}
 }
 
 func (a *API) roots(c *call) (any, error) { return a.cfg.Authority.Roots(c.Context()) }

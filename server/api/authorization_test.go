@@ -84,6 +84,7 @@ const (
 // nodes and sets have no namespace, so that theirs are x for api, s and o.
 var routeRows = map[string]string{ //nolint:gochecknoglobals // a table
 	"GET /v1/healthz":      public,
+	"GET /v1/readyz":       public,
 	"GET /v1/openapi.json": public,
 	"GET /v1/ca/roots":     public,
 

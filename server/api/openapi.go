@@ -56,7 +56,8 @@ func operations() map[string]operation {
 		return o
 	}
 	return map[string]operation{
-		"GET /v1/healthz":      {summary: "Tell whether the state is loaded", answer: map[string]string{}},
+		"GET /v1/healthz":      {summary: "Tell that the server lives", answer: map[string]string{}},
+		"GET /v1/readyz":       {summary: "Tell whether it has the state and knows a leader", answer: map[string]string{}},
 		"GET /v1/openapi.json": {summary: "This document", answer: object{}},
 		"GET /v1/ca/roots":     {summary: "The roots of every trust domain, DER in base64", answer: map[string][][]byte{}},
 		"GET /v1/status":       {summary: "The server that answers, and what it serves", answer: client.Status{}, query: []parameter{stale, maxStale}},

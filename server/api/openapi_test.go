@@ -64,7 +64,7 @@ func TestOpenAPIHasEveryRoute(t *testing.T) {
 		if want := regexp.MustCompile(`\{\w+\}`).FindAllString(r.Pattern, -1); !slices.Equal(inPath, want) {
 			t.Errorf("%s %s: parameters %v, want %v", r.Method, r.Pattern, inPath, want)
 		}
-		public := r.Pattern == "/v1/healthz" || r.Pattern == "/v1/openapi.json" || r.Pattern == "/v1/ca/roots"
+		public := r.Pattern == "/v1/healthz" || r.Pattern == "/v1/readyz" || r.Pattern == "/v1/openapi.json" || r.Pattern == "/v1/ca/roots"
 		if public == (o.Security != nil) {
 			t.Errorf("%s %s: security %s", r.Method, r.Pattern, o.Security)
 		}

@@ -33,6 +33,7 @@ test  psql     postgresql-client
 test  redis-server       redis-server
 test  redis-cli          redis-tools
 test  python3:websockets python3-websockets
+test  systemd-analyze    systemd
 bench nginx    nginx-light
 bench haproxy  haproxy
 bench pip3     python3-pip
