@@ -205,16 +205,23 @@ func (e *Engine) tellLocked() {
 }
 
 // configured is called by the machine with every list of servers that is
-// committed.
+// committed. One without this member means that it was removed, if it was on an
+// earlier one and is not on a later one: the log also holds the lists from before
+// it came.
 func (e *Engine) configured(c raft.Configuration) {
-	if len(c.Servers) > 0 && !slices.ContainsFunc(c.Servers, func(s raft.Server) bool { return s.ID == raft.ServerID(e.cfg.ID) }) {
-		select {
-		case <-e.ready: // else it is an old list, from before this member was added
-			e.fail(fmt.Errorf("%w: %q is not on the list of servers any more", ErrRemoved, e.cfg.ID))
-		default:
-		}
+	r, _, _ := e.current()
+	switch {
+	case e.on(c.Servers):
+		e.belonged.Store(true)
+	case r != nil && e.belonged.Load() && !e.on(servers(r)):
+		e.fail(fmt.Errorf("%w: %q is not on the list of servers any more", ErrRemoved, e.cfg.ID))
 	}
 	e.tell()
+}
+
+// on reports whether this member is on a list of servers.
+func (e *Engine) on(list []raft.Server) bool {
+	return slices.ContainsFunc(list, func(s raft.Server) bool { return s.ID == raft.ServerID(e.cfg.ID) })
 }
 
 // Removed tells this member that another one, which belongs to the cluster, does
@@ -252,7 +259,7 @@ func (e *Engine) Add(ctx context.Context, id, address string, voter bool) error 
 		if s.ID == id || (nameOf(s.ID) != nameOf(id) && s.Address != address) {
 			continue
 		}
-		if s.Self || s.Contact >= 0 && s.Contact < 2*e.cfg.HeartbeatTimeout {
+		if s.Self || e.alive(s) {
 			return fmt.Errorf("%w: add %q at %s, but %q answers at %s", ErrTaken, id, address, s.ID, s.Address)
 		}
 		e.log.InfoContext(ctx, "a server has come back without its state", slog.String("was", s.ID), slog.String("is", id))
@@ -272,6 +279,14 @@ func (e *Engine) Add(ctx context.Context, id, address string, voter bool) error 
 		return fmt.Errorf("add server %q at %s: %w", id, address, err)
 	}
 	return nil
+}
+
+// alive reports whether a leader has to take another member for alive: it has
+// answered lately, or the leader has not been in office for long enough to know.
+func (e *Engine) alive(s Server) bool {
+	_, leads, _ := e.current()
+	lately := 2 * e.cfg.HeartbeatTimeout
+	return leads == nil || time.Since(leads.begun) < lately || s.Contact >= 0 && s.Contact < lately
 }
 
 // nameOf returns the part of an ID that Identify was given.

@@ -68,9 +68,10 @@ type Engine struct {
 	readied sync.Once
 	fatal   chan error // the first fatal error; buffered
 
-	leading atomic.Bool   // a call of Lead is at work
-	epoch   atomic.Uint64 // of the claim under which Lead's function runs now, or 0
-	reads   rounds        // of Barrier
+	leading  atomic.Bool   // a call of Lead is at work
+	belonged atomic.Bool   // this member was on a committed list of servers
+	epoch    atomic.Uint64 // of the claim under which Lead's function runs now, or 0
+	reads    rounds        // of Barrier
 
 	mu       sync.Mutex
 	raft     *raft.Raft // set before ready
@@ -91,7 +92,8 @@ type Engine struct {
 
 // term is one uninterrupted leadership of Raft.
 type term struct {
-	number uint64        // Raft's
+	number uint64 // Raft's
+	begun  time.Time
 	over   chan struct{} // closed when this member has learnt that it is over
 }
 
@@ -238,6 +240,7 @@ func (e *Engine) start(d *disk, w *wire, logger hclog.Logger) (*raft.Raft, error
 	if err != nil {
 		return nil, err
 	}
+	e.belonged.Store(e.on(servers(r)))
 	e.mu.Lock()
 	e.raft, e.wire, e.files, e.led = r, w, d.files, time.Now()
 	e.tellLocked()
@@ -320,7 +323,7 @@ func (e *Engine) establish(r *raft.Raft) {
 	if r.CurrentTerm() != number {
 		return // the barrier may be of another term; the channel will tell
 	}
-	e.setTerm(&term{number: number, over: make(chan struct{})})
+	e.setTerm(&term{number: number, begun: time.Now(), over: make(chan struct{})})
 	e.readied.Do(func() { close(e.ready) })
 	e.log.Info("store leads", slog.String("generation", e.space.Position().Generation),
 		slog.Uint64("revision", e.space.Position().Revision))
