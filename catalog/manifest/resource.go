@@ -1,7 +1,9 @@
 package manifest
 
 import (
+	"bytes"
 	"errors"
+	"reflect"
 	"slices"
 
 	"github.com/meshd/meshd/catalog"
@@ -167,7 +169,12 @@ func DecodeConfig(filename string, data []byte, into any) error {
 	switch f := formatOf(p, data); f {
 	case formatHCL:
 		root = readHCLObject(p, data)
-	case formatYAML, formatJSON:
+	case formatJSON:
+		if decodeAtOnce(data, into) {
+			return nil
+		}
+		fallthrough
+	case formatYAML:
 		switch nodes := roots(p, f, data); len(nodes) {
 		case 0:
 			root = &node{kind: nodeObject, line: 1}
@@ -192,6 +199,24 @@ func DecodeConfig(filename string, data []byte, into any) error {
 		d.decode(p, into)
 	}
 	return p.err()
+}
+
+// decodeAtOnce decodes and validates JSON, and reports whether nothing is wrong with
+// it. Else into is as before, and it remains to find out what is wrong, and where.
+func decodeAtOnce(data []byte, into any) bool {
+	if len(data) == 0 || bytes.IndexByte(data, '{') < 0 {
+		return false // an empty file is an empty object, and null is none
+	}
+	fresh := reflect.New(reflect.TypeOf(into).Elem())
+	fresh.Elem().Set(reflect.ValueOf(into).Elem())
+	if strict(data, fresh.Interface()) != nil {
+		return false
+	}
+	if v, ok := fresh.Interface().(validator); ok && v.Validate() != nil {
+		return false
+	}
+	reflect.ValueOf(into).Elem().Set(fresh.Elem())
+	return true
 }
 
 // decodeAs decodes and validates the document as a T, recording all problems.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	strict "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
@@ -164,7 +165,7 @@ func rowOf(kind Kind) (row, int) {
 // the feature level keeps those that matter from being written too early.
 func lenient[K comparable, V any](_ K, raw []byte) (V, error) {
 	var v V
-	if err := json.Unmarshal(raw, &v); err != nil {
+	if err := strict.Unmarshal(raw, &v, jsontext.AllowDuplicateNames(true)); err != nil {
 		return v, fmt.Errorf("decode: %w", err)
 	}
 	return v, nil
