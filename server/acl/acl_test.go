@@ -409,3 +409,43 @@ func TestJoinTokens(t *testing.T) {
 		}
 	}
 }
+
+// TestCoversIsWhatItSays: one rule covers another exactly if it allows all that the
+// other one does.
+func TestCoversIsWhatItSays(t *testing.T) {
+	t.Parallel()
+	patterns := []string{"*", "a*", "ab*", "ab-*", "a", "ab", "b"}
+	spaces := []string{"*", "a", "b"}
+	names := []string{"a", "ab", "abc", "ab-c", "b", "*"}
+	verbs := [][]string{{"read"}, {"write"}, {"tap"}, {"read", "tap"}, {"read", "write"}}
+	asked := []acl.Verb{acl.Read, acl.Write, acl.Tap}
+	var rules []catalog.PolicyRule
+	for _, space := range spaces {
+		for _, name := range patterns {
+			for _, v := range verbs {
+				rules = append(rules, catalog.PolicyRule{Kinds: []string{"service"}, Namespace: space, Name: name, Verbs: v})
+			}
+		}
+	}
+	who := make([]acl.Identity, len(rules))
+	for i, r := range rules {
+		b := acl.NewBook([]catalog.Policy{{Name: "p", Rules: []catalog.PolicyRule{r}}}, nil)
+		who[i] = acl.Identity{Subject: acl.Bearer, Rights: b.Rights([]string{"p"}, nil)}
+	}
+	for i := range rules {
+		for j := range rules {
+			more := true // whether i allows all that j does
+			for _, space := range append(spaces, "c") {
+				for _, name := range append(names, "ab-", "z") {
+					for _, verb := range asked {
+						what := acl.Request{Verb: verb, Resource: acl.Service, Namespace: space, Name: name}
+						more = more && (acl.May(who[i], what) || !acl.May(who[j], what))
+					}
+				}
+			}
+			if got := who[i].Covers(rules[j]); got != more {
+				t.Fatalf("%v covers %v: %v, but allows as much: %v", rules[i], rules[j], got, more)
+			}
+		}
+	}
+}

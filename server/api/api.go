@@ -146,6 +146,8 @@ type call struct {
 	id   string
 	// revision is that of a commit which the answer does not tell.
 	revision uint64
+	// cut is why a stream was ended, if the caller may not see it any more.
+	cut error
 	// account takes the record of a write.
 	account func(AuditRecord)
 	// out takes an answer that is no JSON.

@@ -85,6 +85,9 @@ func (a *API) audit(c *call, r route, out any, err error, status int) {
 		Verb: c.what.Verb, Resource: c.what.Resource, Namespace: c.what.Namespace, Name: c.what.Name,
 		Method: r.method, Route: r.pattern, Outcome: OutcomeAllowed, Status: status, Revision: c.revision,
 	}
+	if err == nil {
+		err = c.cut
+	}
 	if err != nil {
 		rec.Outcome, rec.Code = OutcomeFailed, toError(err).Code
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/server/acl"
+	"github.com/meshd/meshd/server/api"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
 )
@@ -211,7 +212,7 @@ func allowedBy(row, who string, object byte) bool {
 	if row == public {
 		return true
 	}
-	for _, one := range strings.Fields(row) {
+	for one := range strings.FieldsSeq(row) {
 		if name, may, _ := strings.Cut(one, ":"); name == who {
 			return strings.IndexByte(may, object) >= 0
 		}
@@ -387,8 +388,12 @@ func TestScopedReads(t *testing.T) {
 		who, src, dst string
 		status        int
 	}{
-		{"shop", "web", "shop/cart", 200}, {"shop", "shop/cart", "web", 200}, {"shop", "api-1", "web", 403},
-		{"shop", "spiffe://other.example/ns/shop/svc/cart", "web", 403}, {"api", "web", "api-1", 200}, {"powerless", "web", "api-1", 403},
+		{"shop", "web", "shop/cart", 200},
+		{"shop", "shop/cart", "web", 200},
+		{"shop", "api-1", "web", 403},
+		{"shop", "spiffe://other.example/ns/shop/svc/cart", "web", 403},
+		{"api", "web", "api-1", 200},
+		{"powerless", "web", "api-1", 403},
 	} {
 		for _, path := range []string{"/v1/intentions/check", "/v1/explain"} {
 			if status, body := call(t, http.MethodPost, w.url+path, tokens[row.who], fmt.Sprintf(`{"source":%q,"destination":%q}`, row.src, row.dst)); status != row.status {
@@ -433,8 +438,14 @@ func TestWatchFollowsPolicies(t *testing.T) {
 	put("api-3")
 	put("web-3")
 	want("put web-3", "position")
+	w.accounts()
 	w.policy(t, "watcher", rule("node", "", "*", "read"))
 	want("error permission")
+	for range events { //nolint:revive // to its end
+	}
+	if got := w.accounts(); len(got) != 1 || got[0].Outcome != api.OutcomeDenied || got[0].Title != "watcher" || got[0].Code != client.CodePermission {
+		t.Errorf("accounted for: %+v", got)
+	}
 }
 
 // TestWatchEndsWithTheTokensTime: nobody sees more because nothing happens.
@@ -462,7 +473,7 @@ func (w *world) events(t *testing.T, path, token string) <-chan string {
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // the goroutine below does
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,8 +66,8 @@ func sendPieces[T any](a *API, c *call, pieces <-chan T, ended <-chan error, sho
 		case <-a.ending:
 			return
 		}
-		if err := c.allowed(); err != nil {
-			e.end(err)
+		if c.cut = c.allowed(); c.cut != nil {
+			e.end(c.cut)
 			return
 		}
 		if piece != nil {

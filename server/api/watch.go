@@ -145,8 +145,8 @@ func (a *API) watch(c *call, s *state.Snapshot, f follower) (any, error) {
 			return written{}, nil
 		}
 		stop()
-		if err := c.allowed(); err != nil {
-			e.end(err)
+		if c.cut = c.allowed(); c.cut != nil {
+			e.end(c.cut)
 			return written{}, nil
 		}
 		if !changed {
