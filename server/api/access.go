@@ -373,6 +373,12 @@ func (a *API) newJoinToken(c *call, req client.JoinTokenRequest) (any, error) {
 		return nil, err
 	}
 	pos, err := a.cfg.State.Update(c.Context(), func(tx *state.Tx) error {
+		// A record that there is decides what the host may run, not the token.
+		if node, ok := state.Nodes.Get(tx, req.Node); ok {
+			if err := mayGive(c.who, node.Value.Services); err != nil {
+				return err
+			}
+		}
 		return state.JoinTokens.Put(tx, acl.Hash(secret), rec)
 	})
 	if err != nil {

@@ -246,6 +246,7 @@ func TestEveryTransactionIsAuthorized(t *testing.T) {
 	var first client.Result
 	w.do(t, http.MethodPost, "/v1/apply", `{"resources":[`+mine+`,`+others+`]}`, http.StatusOK, &first)
 	w.do(t, http.MethodPost, "/v1/apply", `{"set":"x","resources":[`+intention("a", "api-1")+`,`+intention("a", "web")+`]}`, http.StatusOK, nil)
+	w.do(t, http.MethodPut, "/v1/nodes/x-payments", `{"name":"x-payments","services":["payments"]}`, http.StatusOK, nil)
 	undo := fmt.Sprintf(`{"revision":%d}`, first.Position.Revision)
 	for _, row := range []struct {
 		name, who, method, path, body string
@@ -272,6 +273,7 @@ func TestEveryTransactionIsAuthorized(t *testing.T) {
 		{"a node that may run all of a namespace", "api", "PUT", "/v1/nodes/x2", `{"name":"x2","services":["shop/*"]}`, "write service shop/*"},
 		{"a join token for one's own", "api", "POST", "/v1/join-tokens", `{"node":"x3","services":["api-1"]}`, ""},
 		{"a join token for others' services", "api", "POST", "/v1/join-tokens", `{"node":"x3","services":["payments"]}`, "write service default/payments"},
+		{"a join token in place of a node with others' services", "api", "POST", "/v1/join-tokens", `{"node":"x-payments","replace":true}`, "write service default/payments"},
 		{"a join token for another node", "api", "POST", "/v1/join-tokens", `{"node":"o","services":["api-1"]}`, "write join_token o"},
 	} {
 		status, body := call(t, row.method, w.url+row.path, tokens[row.who], row.body)
