@@ -29,6 +29,9 @@ import (
 // drainTime is how long running requests may take when the server stops.
 const drainTime = 5 * time.Second
 
+// failTime is how long the parts of a server have to end after its store failed.
+const failTime = 250 * time.Millisecond
+
 // Limits of connections; the HTTP figures are those of docs/reference.
 const (
 	readHeaderTimeout = 10 * time.Second
@@ -132,7 +135,14 @@ func (s *Server) Run(ctx context.Context) error {
 	backCtx, stopBack := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBack()
 	back, backCtx := errgroup.WithContext(backCtx)
-	back.Go(func() error { return m.engine.Run(backCtx) })
+	failed := make(chan error, 1)
+	back.Go(func() error {
+		err := m.engine.Run(backCtx)
+		if err != nil {
+			failed <- err
+		}
+		return err //nolint:wrapcheck // below
+	})
 	back.Go(func() error { return m.runPeer(backCtx) })
 	back.Go(func() error { return m.watchAge(backCtx) })
 	back.Go(func() error { return st.Run(backCtx) })
@@ -140,12 +150,33 @@ func (s *Server) Run(ctx context.Context) error {
 	frontCtx, stopFront := context.WithCancel(ctx)
 	defer stopFront()
 	defer context.AfterFunc(backCtx, stopFront)()
-	frontErr := m.serve(frontCtx, inner)
-	stopBack()
-	if err := back.Wait(); err != nil {
-		return fmt.Errorf("the server must stop: %w", err)
+	ended := make(chan error, 1)
+	go func() {
+		frontErr := m.serve(frontCtx, inner)
+		stopBack()
+		if err := back.Wait(); err != nil {
+			frontErr = fmt.Errorf("the server must stop: %w", err)
+		}
+		ended <- frontErr
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case err := <-failed:
+		return giveUp(ended, fmt.Errorf("the server must stop: %w", err))
 	}
-	return frontErr
+}
+
+// giveUp returns err once all has ended, or after a while: whatever writes to a
+// disk that hangs never ends, and the process must.
+func giveUp(ended <-chan error, err error) error {
+	timer := time.NewTimer(failTime)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+	}
+	return err
 }
 
 // member is a server with its parts.

@@ -235,13 +235,17 @@ func (c *calls) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 }
 
 // sync does or fails to do what a sync does. What was written while it waited is
-// synced as well, which a disk may do.
+// synced as well, which a disk may do. That of a thread which is killed meanwhile
+// never reaches the disk, so that a power loss finds something to take.
 func (c *calls) sync(cancel <-chan struct{}, in *fuse.FsyncIn, do, fail func(*node)) fuse.Status {
 	c.fs.mu.Lock()
 	delay := c.fs.faults.SyncDelay
 	c.fs.mu.Unlock()
 	if delay > 0 {
 		<-time.After(delay)
+		if killed(in.Pid) {
+			return fuse.EINTR
+		}
 	}
 	if !c.fs.hang(cancel, in.Pid, func(f Faults) bool { return f.HangSync }) {
 		return fuse.EINTR
