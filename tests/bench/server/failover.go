@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"syscall"
 	"time"
@@ -24,6 +25,9 @@ const (
 	tryTimeout = 250 * time.Millisecond
 	// tryPause follows a refusal.
 	tryPause = 5 * time.Millisecond
+	// phase is the least time between a recovery and the next blow, and how much
+	// longer it may be; another store's turn comes in between, too.
+	phase = 250 * time.Millisecond
 	// recoverTimeout is when a run counts as failed.
 	recoverTimeout = 30 * time.Second
 )
@@ -34,6 +38,11 @@ var errRecovery = errors.New("no write was acknowledged")
 // write through one of the other servers is acknowledged. The clients' connections
 // are there before.
 func (c *cluster) strike(ctx context.Context, blow func(*process) error) (took time.Duration, leader int, err error) {
+	// Raft looks for a silent leader at intervals that are random, but begin with
+	// the last election. So the blow must not follow the election at once.
+	if err = rest(ctx, phase+rand.N(phase)); err != nil {
+		return 0, 0, err
+	}
 	if leader, err = c.leader(ctx); err != nil {
 		return 0, 0, err
 	}
@@ -126,12 +135,12 @@ func (c *cluster) heal(ctx context.Context) error {
 // are whole.
 func (o options) kills(ctx context.Context, r *report, clusters []*cluster) error {
 	for run := range o.killRuns {
-		for i := range clusters {
-			c := clusters[(i+run)%len(clusters)]
+		for _, c := range clusters {
 			took, leader, err := c.strike(ctx, (*process).kill)
 			if err == nil {
 				r.Kills = append(r.Kills, recovery{Name: c.name, Run: run, Took: took})
-				fmt.Fprintf(os.Stderr, "bench-server: kill %d of %d: %s: %.0f ms\n", run+1, o.killRuns, c.name, millis(took))
+				fmt.Fprintf(os.Stderr, "bench-server: %s kill %d of %d: %s: server %d, %.0f ms\n",
+					time.Now().Format(time.StampMilli), run+1, o.killRuns, c.name, leader+1, millis(took))
 			} else {
 				r.fail(fmt.Sprintf("leader of %s killed, run %d: %v", c.name, run+1, err))
 			}

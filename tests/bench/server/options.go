@@ -30,10 +30,11 @@ func allParts() []string { return []string{partWrites, partFailover, partStop, p
 
 // options are what the flags say.
 type options struct {
-	meshd, etcd, self string
-	dir               string
-	only, stores      []string
-	servers           int
+	meshd, versus string
+	etcd, self    string
+	dir           string
+	only, stores  []string
+	servers       int
 
 	rounds, clients int
 	keys, bytes     int
@@ -48,7 +49,7 @@ type options struct {
 	changes int
 
 	markdown, json string
-	quick          bool
+	quick, keep    bool
 }
 
 // parse reads the flags. An error wraps errUsage if it was told already.
@@ -57,10 +58,11 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs := flag.NewFlagSet("bench-server", flag.ContinueOnError)
 	fs.SetOutput(out)
 	fs.StringVar(&o.meshd, "meshd", "bin/meshd", "`path` of meshd")
+	fs.StringVar(&o.versus, "versus", "", "`path` of another build of meshd, whose writes are compared: it takes part as \"versus\"")
 	fs.StringVar(&o.etcd, "etcd", "bin/tools/etcd", "`path` of etcd, 3.5 or newer")
-	fs.StringVar(&o.dir, "dir", "bin", "`directory` on the disk to measure on; what is made in it is removed")
+	fs.StringVar(&o.dir, "dir", "bin", "`directory` on the disk to measure on; what is made in it is removed, unless -keep says otherwise")
 	choose(fs, &o.only, "only", "what to measure", allParts())
-	choose(fs, &o.stores, "stores", "which stores take part", []string{etcdName, meshName, bareName})
+	choose(fs, &o.stores, "stores", "which stores take part", []string{etcdName, meshName, versusName, bareName})
 	fs.IntVar(&o.servers, "servers", 3, "how many servers each store has")
 	fs.IntVar(&o.rounds, "rounds", 9, "how often writes are measured, each store in turn")
 	fs.IntVar(&o.clients, "clients", 16, "clients that write at the same time")
@@ -81,6 +83,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.IntVar(&o.changes, "changes", 100, "changes whose way to the agents is measured")
 	fs.StringVar(&o.markdown, "write", "", "`file` to write the report to as well: docs/benchmarks-server.md")
 	fs.StringVar(&o.json, "json", "bin/bench-server.json", "`file` for every single measurement; empty writes none")
+	fs.BoolVar(&o.keep, "keep", false, "keep what is made in -dir: the stores with their logs")
 	fs.BoolVar(&o.quick, "quick", false, "about three minutes: fewer and shorter rounds; other flags win")
 	if err := fs.Parse(args); err != nil {
 		return o, errors.Join(errUsage, err)
@@ -140,7 +143,13 @@ func (o *options) find() error {
 	if o.self, err = os.Executable(); err != nil {
 		return err
 	}
-	for _, path := range []*string{&o.meshd, &o.etcd, &o.dir} {
+	if o.versus == "" {
+		o.stores = slices.DeleteFunc(slices.Clone(o.stores), func(s string) bool { return s == versusName })
+	}
+	for _, path := range []*string{&o.meshd, &o.versus, &o.etcd, &o.dir} {
+		if *path == "" {
+			continue
+		}
 		if *path, err = filepath.Abs(*path); err != nil {
 			return err
 		}

@@ -52,6 +52,9 @@ func newReport(ctx context.Context, o options) *report {
 		r.Machine = append(r.Machine, "disk of all stores: "+strings.Join(strings.Fields(out), " "))
 	}
 	r.Versions = []string{firstLine(ctx, o.meshd, "--version") + ", " + runtime.Version()}
+	if slices.Contains(o.stores, versusName) {
+		r.Versions = append(r.Versions, "versus: "+firstLine(ctx, o.versus, "--version")+", "+o.versus)
+	}
 	if o.has(partWrites) && slices.Contains(o.stores, etcdName) {
 		r.Versions = append(r.Versions, firstLine(ctx, o.etcd, "--version"))
 	}
@@ -209,7 +212,7 @@ func (r *report) writesTable() section {
 		columns: []string{"clients", "store", "acknowledged/s", "p50 ms", "p99 ms", "CPU µs/write, servers", "CPU µs/write, client", "failed"},
 	}
 	for _, clients := range []int{o.clients, o.servers} {
-		for _, name := range []string{meshName, etcdName, bareName} {
+		for _, name := range []string{meshName, versusName, etcdName, bareName} {
 			of := func(figure func(drive.Result) float64) []float64 { return r.values(name, clients, figure) }
 			if len(of(perSecond)) == 0 {
 				continue
@@ -224,7 +227,7 @@ func (r *report) writesTable() section {
 }
 
 func title(name string) string {
-	return map[string]string{meshName: "meshd", etcdName: "etcd", bareName: "bare hashicorp/raft"}[name]
+	return map[string]string{meshName: "meshd", versusName: "meshd, versus", etcdName: "etcd", bareName: "bare hashicorp/raft"}[name]
 }
 
 func sumOf(values []float64) float64 {

@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	meshName = "meshd"
-	etcdName = "etcd"
-	bareName = "raft"
+	meshName   = "meshd"
+	versusName = "versus" // another build of meshd
+	etcdName   = "etcd"
+	bareName   = "raft"
 )
 
 // run measures what the options say and writes the report.
@@ -23,7 +24,11 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if !o.keep {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
 	f := &field{options: o, dir: dir, report: newReport(ctx, o), clusters: map[string]*cluster{}}
 	defer func() { err = errors.Join(err, f.close()) }()
 	began := time.Now()
@@ -130,6 +135,8 @@ func (o options) store(name, dir string) (store, error) {
 			return nil, err
 		}
 		return newBareStore(o.self, dir, hosts), nil
+	case versusName:
+		return newMeshStore(o.versus, dir, hosts)
 	default:
 		return newMeshStore(o.meshd, dir, hosts)
 	}
