@@ -71,6 +71,14 @@ func newTrio(t *testing.T) *trio {
 	return c
 }
 
+// config is that of one server, without its listeners.
+func (c *trio) config(i int) server.Config {
+	return server.Config{
+		TrustDomain: trustDomain, Name: fmt.Sprintf("server-%d", i+1), DataDir: c.dirs[i], ClusterKeyFile: c.key,
+		Advertise: "127.0.0.1", BootstrapExpect: 3, RetryJoin: c.peers,
+	}
+}
+
 // start begins one server, and does not wait for it.
 func (c *trio) start(t *testing.T, i int) {
 	t.Helper()
@@ -80,10 +88,9 @@ func (c *trio) start(t *testing.T, i int) {
 		t.Fatal(err)
 	}
 	log := &buffer{}
-	s, err := server.New(server.Config{
-		TrustDomain: trustDomain, Name: fmt.Sprintf("server-%d", i+1), DataDir: c.dirs[i], ClusterKeyFile: c.key,
-		Advertise: "127.0.0.1", Listener: listen(t), PeerListener: peers, BootstrapExpect: 3, RetryJoin: c.peers,
-	}, slog.New(slog.NewTextHandler(log, nil)))
+	config := c.config(i)
+	config.Listener, config.PeerListener = listen(t), peers
+	s, err := server.New(config, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func serverCommand() *cobra.Command {
 		level: func(c server.Config) string { return c.LogLevel },
 		live:  server.LiveKeys(), atStart: server.StartKeys(),
 	})
-	c.AddCommand(fingerprintCommand())
+	c.AddCommand(fingerprintCommand(), recoverCommand())
 	return c
 }
 
