@@ -168,15 +168,17 @@ func (a *app) completions(root *cobra.Command) {
 		path, flag string
 		complete   completer
 	}{
-		{"drain", "node", a.complete(client.KindNode)}, {"undrain", "node", a.complete(client.KindNode)},
-		{"token create", "policy", a.complete(client.KindPolicy)}, {"token create", "role", a.complete(client.KindRole)},
+		{"drain", "node", a.complete(client.KindNode)},
+		{"undrain", "node", a.complete(client.KindNode)},
+		{"token create", "policy", a.complete(client.KindPolicy)},
+		{"token create", "role", a.complete(client.KindRole)},
 		{"can-i", "token-accessor", a.completeToken},
 	} {
 		if cmd, _, err := root.Find(strings.Fields(c.path)); err == nil {
 			_ = cmd.RegisterFlagCompletionFunc(c.flag, c.complete) // it has the flag
 		}
 	}
-	_ = root.RegisterFlagCompletionFunc("context", a.completeContextFlag) // it has the flag
+	_ = root.RegisterFlagCompletionFunc("context", a.completeContextFlag)              // it has the flag
 	_ = root.RegisterFlagCompletionFunc("namespace", a.complete(client.KindNamespace)) // it has the flag
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 }

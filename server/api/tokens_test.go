@@ -3,9 +3,11 @@ package api_test
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/meshd/meshd/server/api"
 	"github.com/meshd/meshd/server/client"
 	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store"
 )
 
 // as calls with a token and decodes the answer, if it is what is wanted.
@@ -336,5 +339,80 @@ func TestOthersRequestsAreNotShown(t *testing.T) {
 	_, body := call(t, http.MethodGet, w.url+"/v1/tap", tokens["shop"], "")
 	if n := strings.Count(body, `"error_id"`); n != 1 {
 		t.Errorf("a tap shows %d records: %s", n, body)
+	}
+}
+
+// late is a store whose changes arrive late at this server.
+type late struct {
+	store.Engine
+
+	once  sync.Once
+	asked chan struct{} // closed: somebody wants what is newest
+	gate  chan struct{} // closed: changes arrive
+}
+
+func (l *late) Barrier(ctx context.Context) (store.Position, error) {
+	l.once.Do(func() { close(l.asked) })
+	return l.Engine.Barrier(ctx)
+}
+
+func (l *late) Watch(ctx context.Context, prefix string, after store.Position) store.Watcher {
+	return &lateWatcher{l.Engine.Watch(ctx, prefix, after), l}
+}
+
+type lateWatcher struct {
+	store.Watcher
+
+	late *late
+}
+
+func (w *lateWatcher) Next(ctx context.Context) (store.Batch, error) {
+	batch, err := w.Watcher.Next(ctx)
+	if err == nil && len(batch.Puts) > 0 {
+		select {
+		case <-w.late.gate:
+		case <-ctx.Done():
+		}
+	}
+	return batch, err
+}
+
+// TestTokenOfAMomentAgo: a token that was made at another server is good here at
+// once, though what it was made with has not arrived yet.
+func TestTokenOfAMomentAgo(t *testing.T) {
+	t.Parallel()
+	engine := &late{Engine: store.NewMemory(), asked: make(chan struct{}), gate: make(chan struct{})}
+	log := slog.New(slog.DiscardHandler)
+	st := state.New(engine, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- st.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	<-st.Ready()
+	url := serve(t, api.New(api.Config{State: st, Log: log}).Handler(false))
+
+	record, secret := acl.NewToken("read-only", "elsewhere", time.Now())
+	key := state.Tokens.Path(acl.Hash([]byte(secret)))
+	if _, err := engine.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: key, Value: []byte(jsonOf(t, record))}}}); err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan int, 1)
+	go func() {
+		status, _ := call(t, http.MethodGet, url+"/v1/whoami", secret, "")
+		answers <- status
+	}()
+	<-engine.asked
+	// Strangers do not make the server ask again and again.
+	if status, body := call(t, http.MethodGet, url+"/v1/whoami", "mesht_unknown", ""); status != http.StatusUnauthorized {
+		t.Errorf("a stranger: %d %s", status, body)
+	}
+	close(engine.gate)
+	if status := <-answers; status != http.StatusOK {
+		t.Errorf("status %d", status)
 	}
 }
