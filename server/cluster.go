@@ -138,10 +138,10 @@ func (m *membership) others() []raftstore.Server {
 	return slices.DeleteFunc(m.engine.Servers(), func(s raftstore.Server) bool { return s.Self })
 }
 
-// named returns the member of a name.
+// named returns the member of a name, or of an ID.
 func (m *membership) named(name string) (raftstore.Server, bool) {
 	for _, s := range m.engine.Servers() {
-		if nameOf(s.ID) == name {
+		if nameOf(s.ID) == name || s.ID == name {
 			return s, true
 		}
 	}
@@ -191,8 +191,10 @@ func (m *member) handover(ctx context.Context) error {
 func (m *member) peerStatus() peer.Status {
 	out := peer.Status{
 		Version: m.config.Version, FeatureLevel: catalog.FeatureLevel, Started: m.begun, Applied: m.engine.Stats().Applied,
-		Generation: m.state.Snapshot().Position().Generation, ContactMS: m.engine.Contact().Milliseconds(),
+		ContactMS: m.engine.Contact().Milliseconds(),
 	}
+	at := m.state.Snapshot().Position()
+	out.Generation, out.Revision = at.Generation, at.Revision
 	if agents := m.agents.Load(); agents != nil {
 		out.Agents = len(agents.Nodes())
 	}
@@ -213,8 +215,8 @@ func (m *member) serveAsk(ctx context.Context, query []byte, emit func([]byte) e
 // demand is what a server asks of another one beside what package rpc does: an
 // operator's change of the cluster, which only the leader can make.
 type demand struct {
-	Remove   string `json:"remove,omitempty"`   // the name of a server
-	Transfer string `json:"transfer,omitempty"` // to the server of this name, or anyServer
+	Remove   string `json:"remove,omitempty"`   // the name or ID of a server
+	Transfer string `json:"transfer,omitempty"` // to the server of this name or ID, or anyServer
 }
 
 // serveFleet answers what another server asks of the agents that are connected
@@ -222,7 +224,11 @@ type demand struct {
 func (m *member) serveFleet(ctx context.Context, query []byte) ([]byte, error) {
 	var d demand
 	if err := json.Unmarshal(query, &d); err == nil && d != (demand{}) {
-		return []byte("{}"), m.obey(ctx, d)
+		var said verdict
+		if err := m.judge(m.obey(ctx, d)); err != nil && !errors.As(err, &said.Error) {
+			return nil, err
+		}
+		return json.Marshal(said) //nolint:wrapcheck // our own type
 	}
 	agents := m.agents.Load()
 	if agents == nil {
@@ -238,9 +244,13 @@ func (m *member) obey(ctx context.Context, d demand) error {
 	}
 	name := d.Remove + d.Transfer
 	server, ok := m.named(name)
-	switch {
-	case !ok:
+	if !ok {
 		return fmt.Errorf("%w: %s", raftstore.ErrUnknownServer, name)
+	}
+	if err := m.allowed(ctx, d, server); err != nil {
+		return err
+	}
+	switch {
 	case d.Remove != "":
 		return m.removeServer(ctx, server.ID, true)
 	default:

@@ -227,6 +227,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 	handlers = api.New(api.Config{
 		State: m.state, Authority: m.authority, Fleet: fleet{rpc: agents, alone: func() bool { return len(m.others()) == 0 }}, Ask: agents.Ask,
 		Snapshots: m.snapshots(),
+		Cluster:   operators{m},
 		Metrics:   metrics,
 		Observe:   requests.observe,
 		Audit:     m.audit.note, Reserve: m.audit.reserve, AuditLog: m.audit,

@@ -56,9 +56,11 @@ func (a *app) membersCommand() *cobra.Command {
 	var watch bool
 	c := &cobra.Command{
 		Use: "members", Aliases: []string{"member"}, Short: "show the servers of the mesh", Args: exactly(0, "no arguments"),
-		Long: `members shows the servers of the mesh. It also tells when nodes are held: more
-than half of all fell silent at once, and none of them is declared out of touch
-until they are back or "meshctl node release" says that they are gone.`,
+		Long: `members shows the servers of the mesh, each of which is asked for what it knows of
+itself. STATE is "ok", or says that a server does not answer, has no leader, or
+has another state than the leader. It also tells when nodes are held: more than
+half of all fell silent at once, and none of them is declared out of touch until
+they are back or "meshctl node release" says that they are gone.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.members(cmd, watch) },
 	}
 	watchFlag(c, &watch)
@@ -108,12 +110,29 @@ func proxyTable(proxies []client.ProxyStatus) table {
 }
 
 func (a *app) memberTable(members []client.Member) table {
-	t := table{columns: []string{"NAME", "VERSION", "UP", "AGENTS", "REVISION"}}
+	t := table{columns: []string{"NAME", "STATE", "ROLE", "VERSION", "UP", "AGENTS", "REVISION", "ADDRESS", "ID", "LEVEL"}, wide: 7}
 	for _, m := range members {
 		t.names = append(t.names, "member/"+m.Name)
-		t.rows = append(t.rows, []string{m.Name, dash(m.Version), a.age(m.Started), strconv.Itoa(m.Agents), strconv.FormatUint(m.Position.Revision, 10)})
+		t.rows = append(t.rows, []string{
+			m.Name, memberState(m), role(m), dash(m.Version), a.age(m.Started), strconv.Itoa(m.Agents), strconv.FormatUint(m.Position.Revision, 10),
+			dash(m.Address), m.ID, strconv.Itoa(m.FeatureLevel),
+		})
 	}
 	return t
+}
+
+// memberState says what is wrong with a server, in few words.
+func memberState(m client.Member) string {
+	switch {
+	case m.Problem != "":
+		return "no answer"
+	case m.State == client.StateDifferent:
+		return "other state"
+	case m.Contact > 0:
+		return "no leader for " + m.Contact.String()
+	default:
+		return "ok"
+	}
 }
 
 func (a *app) members(cmd *cobra.Command, watch bool) error {
@@ -122,8 +141,8 @@ func (a *app) members(cmd *cobra.Command, watch bool) error {
 		return err
 	}
 	told := 0 // so many held nodes
-	read := func() (client.Status, table, error) {
-		st, err := api.Status(cmd.Context())
+	read := func() (client.Members, table, error) {
+		st, err := api.Members(cmd.Context())
 		if err == nil && len(st.Held) != told {
 			told = len(st.Held)
 			_, err = fmt.Fprintln(a.err, heldText(st.Held))
@@ -133,6 +152,9 @@ func (a *app) members(cmd *cobra.Command, watch bool) error {
 	if watch {
 		return a.poll(cmd.Context(), func() (table, []any, error) {
 			st, t, err := read()
+			for i := range st.Members {
+				st.Members[i].Applied = 0 // the log moves when nothing else does
+			}
 			return t, anys(st.Members), err
 		})
 	}

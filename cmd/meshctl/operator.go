@@ -19,6 +19,6 @@ func (a *app) operatorCommand() *cobra.Command {
 			_, err := fmt.Fprintf(a.err, "wrote %s: copy it to every server (mode 0600), and keep a copy where backups do not go\n", args[0])
 			return err
 		},
-	})
+	}, a.raftCommand())
 	return c
 }

@@ -48,6 +48,7 @@ type Config struct {
 	Authority ca.Authority
 	Fleet     Fleet
 	Snapshots Snapshots
+	Cluster   Cluster
 	// Ask puts a question to the hosts that it concerns, and hands emit their
 	// answers: one, if the question has an end.
 	Ask func(ctx context.Context, q flow.Query, emit func(flow.Answer) error) error
@@ -184,6 +185,7 @@ func (a *API) routes() []route {
 	rs = append(rs, a.historyRoutes()...)
 	rs = append(rs, a.flowRoutes()...)
 	rs = append(rs, a.tokenRoutes()...)
+	rs = append(rs, a.clusterRoutes()...)
 	for _, k := range a.kinds {
 		remove := a.delete(k)
 		if k.kind() == client.KindSet {
@@ -345,10 +347,7 @@ func (a *API) status(c *call) (any, error) {
 		lease, ok := state.Leases.Get(s, p.Node)
 		out.Proxies[i].Connected = ok && lease.Err == nil && !lease.Value.Lost
 	}
-	// The store of this version has one member.
-	out.Members = []client.Member{{
-		Name: out.Server, Version: out.Version, Started: out.Started, Agents: out.Connected, Position: out.Position,
-	}}
+	out.Members = a.cfg.Cluster.Members(c.Context(), false)
 	return out, nil
 }
 

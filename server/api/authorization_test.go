@@ -102,6 +102,10 @@ var routeRows = map[string]string{ //nolint:gochecknoglobals // a table
 	"PUT /v1/snapshot":            nobody,
 	"GET /v1/audit":               nobody,
 
+	"GET /v1/members":                         readers,
+	"POST /v1/operator/raft/transfer":         nobody,
+	"DELETE /v1/operator/raft/servers/{name}": nobody,
+
 	"GET /v1/tokens":                    nobody,
 	"POST /v1/tokens":                   nobody,
 	"GET /v1/tokens/{accessor}":         nobody,

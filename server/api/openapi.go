@@ -108,6 +108,10 @@ func operations() map[string]operation {
 		}},
 		"PUT /v1/snapshot": {summary: "Replace the whole state", media: "application/octet-stream", body: []byte{}, answer: client.Restored{}, errors: []client.Code{client.CodeConflict}},
 
+		"GET /v1/members":                         {summary: "The servers, each asked for what it knows of itself", answer: client.Members{}},
+		"POST /v1/operator/raft/transfer":         {summary: "Hand the leadership to another server", body: client.TransferRequest{}, answer: client.Transferred{}, errors: denied},
+		"DELETE /v1/operator/raft/servers/{name}": {summary: "Take a server out of the cluster for good", answer: client.Member{}, errors: denied},
+
 		"GET /v1/tokens":                    {summary: "The tokens that the caller may see", answer: client.Tokens{}, query: []parameter{stale}},
 		"POST /v1/tokens":                   {summary: "Make a token, that may do no more than the caller", body: client.TokenRequest{}, answer: client.NewToken{}, errors: missing},
 		"GET /v1/tokens/{accessor}":         {summary: "One token", answer: client.Token{}, query: []parameter{stale}, errors: missing},

@@ -378,24 +378,14 @@ type Status struct {
 	// Held are the nodes that fell silent together with more than half of all: none
 	// of them is declared out of touch until they are back or released.
 	Held []string `json:"held,omitempty"`
-	// Members are the servers of the mesh.
+	// Members are the servers of the mesh, as the one that answers knows them without
+	// asking.
 	Members []Member `json:"members"`
 }
 
 // Released are the nodes that were held and are declared out of touch now.
 type Released struct {
 	Nodes []string `json:"nodes"`
-}
-
-// Member is one server of the mesh.
-type Member struct {
-	Name    string    `json:"name"`
-	Version string    `json:"version"`
-	Started time.Time `json:"started"`
-	// Agents are those that hold their lease at it.
-	Agents int `json:"agents"`
-	// Position is how far its state has come.
-	Position catalog.Position `json:"position"`
 }
 
 // ProxyStatus is what one proxy last reported.

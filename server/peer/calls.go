@@ -35,6 +35,15 @@ func (p *Peer) link(ctx context.Context, to Member) (*link, error) {
 	return l, l.ready(ctx, false)
 }
 
+// reach is link for those who ask in the name of people.
+func (p *Peer) reach(ctx context.Context, to Server) (*link, error) {
+	l, err := p.link(ctx, Member{ID: to.ID, Address: to.Address})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return l, nil
+}
+
 // hello implements calls. ID "" is whoever has the address.
 func (p *Peer) hello(ctx context.Context, to Member, own *meshpb.Introduction) (*meshpb.Introduction, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -134,7 +143,7 @@ func (p *Peer) Status(ctx context.Context) ([]Answer[Status], error) {
 func (p *Peer) statusOf(ctx context.Context, s Server) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	l, err := p.link(ctx, Member{ID: s.ID, Address: s.Address})
+	l, err := p.reach(ctx, s)
 	if err != nil {
 		return Status{}, err
 	}
@@ -156,7 +165,7 @@ func (p *Peer) statusOf(ctx context.Context, s Server) (Status, error) {
 // emits what they answer, JSON of flow.Answer. It returns nil when all is said; its
 // own error, ctx's or emit's means that answers may be missing.
 func (p *Peer) Ask(ctx context.Context, s Server, query []byte, emit func([]byte) error) error {
-	l, err := p.link(ctx, Member{ID: s.ID, Address: s.Address})
+	l, err := p.reach(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -180,7 +189,7 @@ func (p *Peer) Ask(ctx context.Context, s Server, query []byte, emit func([]byte
 
 // Fleet asks one other server about the agents that are connected to it, in JSON.
 func (p *Peer) Fleet(ctx context.Context, s Server, query []byte) ([]byte, error) {
-	l, err := p.link(ctx, Member{ID: s.ID, Address: s.Address})
+	l, err := p.reach(ctx, s)
 	if err != nil {
 		return nil, err
 	}

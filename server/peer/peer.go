@@ -28,6 +28,8 @@ var (
 	// ErrOtherServer says that another server, or another instance of it, has the
 	// address of the one that was meant.
 	ErrOtherServer = errors.New("another server answers")
+	// ErrUnreachable says that a server could not be asked: nothing was sent to it.
+	ErrUnreachable = errors.New("the server can't be reached")
 )
 
 // Cluster is the store as far as servers must know it: *raftstore.Engine, and a

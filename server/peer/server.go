@@ -20,10 +20,12 @@ type Status struct {
 	Started time.Time `json:"started"`
 	// Agents is how many are connected.
 	Agents int `json:"agents"`
-	// Applied is the revision of its state.
+	// Generation and Revision are the position of its state, Applied is the entry of
+	// the log that it has applied last.
 	Generation string `json:"generation,omitempty"`
+	Revision   uint64 `json:"revision,omitempty"`
 	Applied    uint64 `json:"applied"`
-	// Contact is for how long it has not known a majority behind the leader.
+	// ContactMS is for how long it has not known a majority behind the leader.
 	ContactMS int64 `json:"contact_ms"`
 	// HashAt and Hash are the newest verification mark that it has hashed its
 	// state at; "" before the first.
