@@ -26,6 +26,9 @@ const (
 	// connectPatience is how long a call waits for a connection that is not there:
 	// a leader that has just begun may still be connecting back.
 	connectPatience = 2 * time.Second
+	// forwardPatience is that of a request of the store, which tries again, with
+	// whoever leads then.
+	forwardPatience = 200 * time.Millisecond
 	maxStreams      = 4096
 )
 
@@ -152,7 +155,9 @@ func (l *link) reason(ctx context.Context) error {
 func (p *Peer) Forward(ctx context.Context, id, address string, request []byte) ([]byte, error) {
 	l, err := p.pool.get(Member{ID: id, Address: address})
 	if err == nil {
-		err = l.ready(ctx, true)
+		waiting, cancel := context.WithTimeout(ctx, forwardPatience)
+		err = l.ready(waiting, true)
+		cancel()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s at %s can't be reached: %w", store.ErrNoLeader, id, address, err)

@@ -131,7 +131,11 @@ func (e *Engine) send(ctx context.Context, id, address string, request []byte) (
 	defer context.AfterFunc(e.life, func() { stop(store.ErrClosed) })() //nolint:contextcheck // the engine's life ends it too
 	over := make(chan struct{})
 	defer close(over)
-	go e.watchLeader(id, over, stop)
+	wait := grace
+	if request[0] == askBarrier {
+		wait = 0 // the new leader is asked just as well
+	}
+	go e.watchLeader(id, wait, over, stop)
 	reply, err := e.cfg.Forward(sent, id, address, request)
 	switch {
 	case err == nil:
@@ -157,7 +161,7 @@ func (e *Engine) send(ctx context.Context, id, address string, request []byte) (
 }
 
 // watchLeader gives up on a request to a leader some time after there is another.
-func (e *Engine) watchLeader(id string, over <-chan struct{}, giveUp context.CancelCauseFunc) {
+func (e *Engine) watchLeader(id string, wait time.Duration, over <-chan struct{}, giveUp context.CancelCauseFunc) {
 	for {
 		news := e.Changed()
 		if now, _ := e.Leader(); now != id && now != "" {
@@ -169,7 +173,7 @@ func (e *Engine) watchLeader(id string, over <-chan struct{}, giveUp context.Can
 			return
 		}
 	}
-	timer := time.NewTimer(grace)
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
