@@ -156,13 +156,13 @@ func firstToken(config Config, st *state.State, now time.Time) (*adminToken, err
 	switch {
 	case err == nil:
 		secret := strings.TrimSpace(string(data))
-		record, err := acl.AdoptToken(secret, acl.RoleAdmin, description, now)
+		record, err := acl.AdoptToken(secret, acl.PolicyAdmin, description, now)
 		if err != nil {
 			return nil, fmt.Errorf("read the first admin token from %s: %w", path, err)
 		}
 		return &adminToken{path: path, secret: secret, record: record}, nil
 	case config.BootstrapTokenFile == "" && errors.Is(err, fs.ErrNotExist):
-		record, secret := acl.NewToken(acl.RoleAdmin, description, now)
+		record, secret := acl.NewToken(acl.PolicyAdmin, description, now)
 		if err := writePrivate(path, []byte(secret+"\n")); err != nil {
 			return nil, fmt.Errorf("keep the first admin token: %w", err)
 		}

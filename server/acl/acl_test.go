@@ -327,16 +327,16 @@ func BenchmarkIdentity(b *testing.B) {
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	token, secret := acl.NewToken(acl.RoleAdmin, "first", now)
-	other, otherSecret := acl.NewToken(acl.RoleAdmin, "second", now)
+	token, secret := acl.NewToken(acl.PolicyAdmin, "first", now)
+	other, otherSecret := acl.NewToken(acl.PolicyAdmin, "second", now)
 	if secret == otherSecret || token.Accessor == other.Accessor || len(secret) < acl.MinSecret {
 		t.Errorf("tokens are not unique: %q, %q", token.Accessor, other.Accessor)
 	}
-	if _, err := acl.AdoptToken(secret, acl.RoleAdmin, "", now); err != nil {
+	if _, err := acl.AdoptToken(secret, acl.PolicyAdmin, "", now); err != nil {
 		t.Errorf("a made token is not good enough to be adopted: %v", err)
 	}
 	for _, bad := range []string{"", "short", strings.Repeat("a b", 20), strings.Repeat("ü", 40), strings.Repeat("a", 40) + "\n"} {
-		if _, err := acl.AdoptToken(bad, acl.RoleAdmin, "", now); !errors.Is(err, acl.ErrToken) {
+		if _, err := acl.AdoptToken(bad, acl.PolicyAdmin, "", now); !errors.Is(err, acl.ErrToken) {
 			t.Errorf("AdoptToken(%q) = %v", bad, err)
 		}
 	}

@@ -76,8 +76,8 @@ func (t Token) Label() string {
 
 // AllPolicies returns the names of the token's own policies, not those of roles.
 func (t Token) AllPolicies() []string {
-	if t.Role == RoleAdmin {
-		return append(slices.Clone(t.Policies), catalog.PolicyAdmin)
+	if t.Role == PolicyAdmin {
+		return append(slices.Clone(t.Policies), PolicyAdmin)
 	}
 	return t.Policies
 }
@@ -122,8 +122,9 @@ func (t Token) Validate() error {
 	return p.Err()
 }
 
-// RoleAdmin is the policy of the first token.
-const RoleAdmin = catalog.PolicyAdmin
+// PolicyAdmin is the built-in policy that allows everything: that of the first
+// token.
+const PolicyAdmin = catalog.PolicyAdmin
 
 // NewToken returns a record with one policy, and the secret to show once and
 // never store.

@@ -140,7 +140,7 @@ func newWorld(t *testing.T) *world {
 	})
 	<-st.Ready()
 	w := &world{state: st, fleet: &standInFleet{changed: make(chan struct{})}, servers: &standInCluster{leader: "s1"}}
-	record, secret := acl.NewToken(acl.RoleAdmin, "test", time.Now())
+	record, secret := acl.NewToken(acl.PolicyAdmin, "test", time.Now())
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
 	w.token, w.accessor = secret, record.Accessor
 	w.api = api.New(api.Config{

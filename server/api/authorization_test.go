@@ -55,7 +55,7 @@ func (w *world) team(t *testing.T) map[string]string {
 		"powerless": w.grant(t, "powerless"), "dangling": w.grant(t, "dangling", "gone"), "read-only": w.grant(t, "read-only", "read-only"),
 		"shop": w.grant(t, "shop", "shop"), "api": w.grant(t, "api", "api"),
 	}
-	record, secret := acl.NewToken(acl.RoleAdmin, "expired", time.Now())
+	record, secret := acl.NewToken(acl.PolicyAdmin, "expired", time.Now())
 	past := time.Now().Add(-time.Minute)
 	record.Expires = &past
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
@@ -447,7 +447,7 @@ func TestWatchFollowsPolicies(t *testing.T) {
 	w.accounts()
 	w.policy(t, "watcher", rule("node", "", "*", "read"))
 	want("error permission")
-	for range events { //nolint:revive // to its end
+	for range events {
 	}
 	if got := w.accounts(); len(got) != 1 || got[0].Outcome != api.OutcomeDenied || got[0].Title != "watcher" || got[0].Code != client.CodePermission {
 		t.Errorf("accounted for: %+v", got)

@@ -124,7 +124,7 @@ func TestTapEndsWithItsToken(t *testing.T) {
 		<-ctx.Done()
 		return err
 	})
-	record, secret := acl.NewToken(acl.RoleAdmin, "passing", time.Now())
+	record, secret := acl.NewToken(acl.PolicyAdmin, "passing", time.Now())
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/v1/tap", nil)
 	if err != nil {

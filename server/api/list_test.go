@@ -256,7 +256,7 @@ func TestWatch(t *testing.T) {
 func TestWatchEndsWithTheToken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	record, secret := acl.NewToken(acl.RoleAdmin, "leaves", time.Now())
+	record, secret := acl.NewToken(acl.PolicyAdmin, "leaves", time.Now())
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/v1/nodes?watch=true", nil)
 	if err != nil {

@@ -190,7 +190,7 @@ func TestLastAdmin(t *testing.T) {
 	w.policy(t, "all", catalog.PolicyRule{Kinds: []string{"*"}, Namespace: "*", Name: "*", Verbs: []string{"read", "write", "tap"}})
 	var other client.NewToken
 	w.do(t, http.MethodPost, "/v1/tokens", `{"policies":["read-only"]}`, http.StatusOK, &other)
-	record, secret := acl.NewToken(acl.RoleAdmin, "past", time.Now())
+	record, secret := acl.NewToken(acl.PolicyAdmin, "past", time.Now())
 	past := time.Now().Add(-time.Hour)
 	record.Expires = &past
 	w.update(t, func(tx *state.Tx) error { return state.Tokens.Put(tx, acl.Hash([]byte(secret)), record) })
