@@ -71,10 +71,10 @@ func TestOpen(t *testing.T) {
 	defer cancel()
 	if _, err := e.Barrier(ctx); err != nil {
 		err = errors.Join(stop(), err)
-		fmt.Fprintf(os.Stdout, "\nrefused corrupt=%v %q\n", errors.Is(err, store.ErrCorrupt), err)
+		_, _ = fmt.Fprintf(os.Stdout, "\nrefused corrupt=%v %q\n", errors.Is(err, store.ErrCorrupt), err)
 		return
 	}
-	fmt.Fprintf(os.Stdout, "\nserves %s %d\n", hash(e), e.Stats().Term)
+	_, _ = fmt.Fprintf(os.Stdout, "\nserves %s %d\n", hash(e), e.Stats().Term)
 }
 
 // opened is what TestOpen found.
