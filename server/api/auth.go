@@ -61,6 +61,11 @@ func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) 
 	if !ok {
 		return acl.Identity{}, &client.Error{Code: client.CodeUnauthorized, Message: "the Authorization header is not of the form Bearer TOKEN"}
 	}
+	select {
+	case <-a.cfg.State.Ready():
+	default: // a good token must not be called unknown
+		return acl.Identity{}, errNotLoaded()
+	}
 	hash := acl.Hash([]byte(secret))
 	s := a.cfg.State.Snapshot()
 	rec, ok := state.Tokens.Get(s, hash)
@@ -77,6 +82,10 @@ func (a *API) authenticate(req *http.Request, local bool) (acl.Identity, error) 
 	return acl.Identity{}, &client.Error{
 		Code: client.CodeUnauthorized, Message: "the token is unknown or expired", Next: "check MESH_TOKEN or MESH_TOKEN_FILE",
 	}
+}
+
+func errNotLoaded() error {
+	return &client.Error{Code: client.CodeUnavailable, Message: "the state is not loaded yet", Next: "try again in a moment, or another server"}
 }
 
 const (

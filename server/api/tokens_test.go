@@ -416,3 +416,17 @@ func TestTokenOfAMomentAgo(t *testing.T) {
 		t.Errorf("status %d", status)
 	}
 }
+
+// TestNobodyIsKnownBeforeTheState: a server that starts does not call a good token
+// unknown.
+func TestNobodyIsKnownBeforeTheState(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.DiscardHandler)
+	url := serve(t, api.New(api.Config{State: state.New(store.NewMemory(), log), Log: log}).Handler(false))
+	if status, body := call(t, http.MethodGet, url+"/v1/nodes", "mesht_some", ""); status != http.StatusServiceUnavailable {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body := call(t, http.MethodGet, url+"/v1/nodes", "", ""); status != http.StatusUnauthorized {
+		t.Errorf("%d %s", status, body)
+	}
+}
