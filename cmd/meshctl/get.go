@@ -100,6 +100,9 @@ func kindOf(s string) (client.Kind, error) {
 			return k, nil
 		}
 	}
+	if s == "token" || s == "tokens" {
+		return "", usage("tokens are no resources; see meshctl token --help")
+	}
 	names := append(collections(), "members")
 	near := names
 	for _, k := range client.Kinds() {
