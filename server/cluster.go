@@ -105,32 +105,9 @@ func (m *member) runPeer(ctx context.Context) error {
 	if m.peer == nil {
 		return nil
 	}
-	return m.peer.Run(ctx, peerCluster{m.engine}, peer.Local{ //nolint:wrapcheck // says what failed
+	return m.peer.Run(ctx, m.engine, peer.Local{ //nolint:wrapcheck // says what failed
 		Status: m.peerStatus, Ask: m.serveAsk, Fleet: m.serveFleet, Refuse: m.refuse,
 	})
-}
-
-// peerCluster shows the store to package peer.
-type peerCluster struct{ *raftstore.Engine }
-
-var _ peer.Cluster = peerCluster{}
-
-// Servers implements peer.Cluster.
-func (c peerCluster) Servers() []peer.Server {
-	var out []peer.Server
-	for _, s := range c.Engine.Servers() {
-		out = append(out, peer.Server{ID: s.ID, Address: s.Address, Voter: s.Voter, Leader: s.Leader, Self: s.Self})
-	}
-	return out
-}
-
-// Found implements peer.Cluster.
-func (c peerCluster) Found(ctx context.Context, members []peer.Member) error {
-	var out []raftstore.Member
-	for _, m := range members {
-		out = append(out, raftstore.Member{ID: m.ID, Address: m.Address})
-	}
-	return c.Engine.Found(ctx, out) //nolint:wrapcheck // says what was done
 }
 
 // others are the other members of the cluster.
