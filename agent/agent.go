@@ -264,7 +264,16 @@ func (h *host) dial(server string) (*grpc.ClientConn, error) {
 		Accept: ca.ExpectKind(identity.TrustDomain, spiffe.KindServer),
 	})
 	return grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(credentials.NewTLS(config)),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(meshpb.MaxMessage)))
+		grpc.WithContextDialer(dialTCP), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(meshpb.MaxMessage)))
+}
+
+// tcpTimeout is how long a host has to answer at all: its kernel does, however busy the
+// server is.
+const tcpTimeout = 3 * time.Second
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: tcpTimeout}
+	return d.DialContext(ctx, "tcp", address)
 }
 
 // servers returns where to find the servers.

@@ -24,8 +24,10 @@ const (
 	defaultLease     = 10 * time.Second
 	// welcomeTimeout bounds everything up to the server's first message.
 	welcomeTimeout = 10 * time.Second
-	// connectTimeout bounds the connection to a server that does not answer at all.
-	connectTimeout = 5 * time.Second
+	// connectTimeout bounds the connection to a server, handshake included. It is long,
+	// for one to which a whole fleet connects is busy, and to begin anew would make it
+	// busier. Config.Dial sees to a host that does not answer at all.
+	connectTimeout = 15 * time.Second
 	// step bounds the pause, which is random, before another server is tried.
 	step       = 250 * time.Millisecond
 	minBackoff = 250 * time.Millisecond
@@ -42,7 +44,7 @@ type Config struct {
 	// Dir is where the view is kept; nowhere if it is zero.
 	Dir statedir.Dir
 	// Dial returns a connection to the gRPC side of a server, lazily: it does
-	// not block. The View closes it.
+	// not block. The View closes it. It should give up on TCP within seconds.
 	Dial func(server string) (*grpc.ClientConn, error)
 	// Servers returns the addresses at which to begin, host:port. It is called
 	// before every attempt. What the topic Servers tells is tried before.

@@ -167,21 +167,7 @@ func (f *feeds) touch(c state.Change) {
 		}
 	case state.Intentions.Kind():
 		key, ok := state.Intentions.Key(c)
-		for destination := range f.intentions {
-			if !ok || key.CoversDestination(destination) {
-				f.fillIntentions(destination)
-			}
-		}
-		for destination, set := range f.endpoints {
-			if !ok || key.CoversDestination(destination) {
-				set.mark()
-			}
-		}
-		for destination := range f.policies {
-			if !ok || key.CoversDestination(destination) {
-				delete(f.policies, destination)
-			}
-		}
+		f.touchIntention(key, ok)
 	case state.Nodes.Kind():
 		if node, ok := state.Nodes.Key(c); ok {
 			if f.specs[node] != nil {
@@ -194,6 +180,39 @@ func (f *feeds) touch(c state.Change) {
 	case state.NodeIdentities.Kind():
 		if node, ok := state.NodeIdentities.Key(c); ok {
 			f.markNode(node)
+		}
+	}
+}
+
+// touchIntention applies a change of an intention. One whose key can't be read may
+// concern any destination; one without a wildcard concerns one. mu is held.
+func (f *feeds) touchIntention(key intentions.Key, readable bool) {
+	touch := func(destination catalog.Name) {
+		if f.intentions[destination] != nil {
+			f.fillIntentions(destination)
+		}
+		if set := f.endpoints[destination]; set != nil {
+			set.mark()
+		}
+		delete(f.policies, destination)
+	}
+	if only := (catalog.Name{Namespace: key.DestinationNamespace, Name: key.Destination}); readable && only.Name != "*" && only.Namespace != "*" {
+		touch(only)
+		return
+	}
+	known := make(map[catalog.Name]bool, len(f.intentions)+len(f.endpoints))
+	for destination := range f.intentions {
+		known[destination] = true
+	}
+	for destination := range f.endpoints {
+		known[destination] = true
+	}
+	for destination := range f.policies {
+		known[destination] = true
+	}
+	for destination := range known {
+		if !readable || key.CoversDestination(destination) {
+			touch(destination)
 		}
 	}
 }

@@ -74,6 +74,8 @@ func (s *Server) review(st *stream, at *state.Snapshot) (claim bool) {
 	lease := rec.Value
 	switch {
 	case rec.Err != nil:
+	case !ok && st.admitted(at) != nil:
+		st.end(st.admitted(at)) // deleted, its lease with it
 	case !ok:
 		st.end(s.refuse(codes.Aborted, meshpb.ReasonLeft, "node %s has left", node))
 	case lease.Server != s.config.Server:

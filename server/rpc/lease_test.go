@@ -82,8 +82,17 @@ func (c *cluster) dialPipe(leaf *ca.Leaf, name string) *session {
 		s.cut() // as gRPC does when the handler returns
 		s.done <- err
 	}()
-	s.up <- &meshpb.SyncRequest{Message: &meshpb.SyncRequest_Hello{Hello: &meshpb.Hello{Session: name}}}
-	<-s.down // the welcome
+	refused := func() { c.tb.Fatalf("instead of a welcome: %v", <-s.done) }
+	select {
+	case s.up <- &meshpb.SyncRequest{Message: &meshpb.SyncRequest_Hello{Hello: &meshpb.Hello{Session: name}}}:
+	case <-ctx.Done():
+		refused()
+	}
+	select {
+	case <-s.down: // the welcome
+	case <-ctx.Done():
+		refused()
+	}
 	return s
 }
 

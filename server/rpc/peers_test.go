@@ -280,7 +280,7 @@ func TestDeletedNodeAtAnotherServer(t *testing.T) {
 		s := c.servers["s3"].dialPipe(leaf, "a")
 		s.beat(t.Context())
 		c.servers["s2"].update(func(tx *state.Tx) error { state.Nodes.Delete(tx, "vm-0"); return nil })
-		if reason := reasonOf(<-s.done); reason != meshpb.ReasonNodeUnknown && reason != meshpb.ReasonLeft {
+		if reason := reasonOf(<-s.done); reason != meshpb.ReasonNodeUnknown {
 			t.Errorf("the stream ended by %q", reason)
 		}
 		wait(5 * time.Second)

@@ -51,6 +51,9 @@ const (
 	// burst is how many seconds' worth of a rate may come at once: a node that
 	// starts asks for the leaves of all its services.
 	burst = 20
+	// freshTimeout bounds the question to the other servers whether a node that this
+	// one does not know is known.
+	freshTimeout = 5 * time.Second
 )
 
 // Authority is what rpc needs of a certificate authority. Bundle is called often
@@ -140,6 +143,7 @@ type Server struct {
 	fleet     *fleet
 	watchers  *watchers
 	admission *admission
+	pace      *Pace
 	isolated  atomic.Bool // it has no majority behind it
 
 	stop     chan struct{} // closed when Run ends
@@ -155,7 +159,7 @@ func New(config Config, st *state.State, authority Authority, log *slog.Logger) 
 	s := &Server{
 		config: config, state: st, authority: authority, log: log,
 		limits: newLimits(config), fleet: newFleet(), watchers: newWatchers(),
-		admission: newAdmission(config.Syncs), stop: make(chan struct{}),
+		admission: newAdmission(config.Syncs), pace: NewPace(), stop: make(chan struct{}),
 	}
 	s.feeds = newFeeds(config, st, authority, log)
 	s.leases = newLeases(config, st, log)
@@ -220,7 +224,10 @@ func (s *Server) authenticate(ctx context.Context, resource acl.Resource) (calle
 		return caller{}, err
 	}
 	if err := s.admit(s.state.Snapshot(), c); err != nil {
-		return caller{}, err
+		// It may have joined, or renewed its key, at another server a moment ago.
+		if err := s.admitFresh(ctx, c); err != nil {
+			return caller{}, err
+		}
 	}
 	who := acl.Identity{Subject: acl.Host, Name: c.node}
 	if err := acl.Authorize(who, acl.Request{Verb: acl.Write, Resource: resource, Name: c.node}); err != nil {
@@ -256,6 +263,17 @@ func (s *Server) admit(r state.Reader, c caller) error {
 	}
 	return s.refuse(codes.PermissionDenied, meshpb.ReasonNodeReplaced,
 		"this certificate of node %s is no longer good: another host has joined under the name", c.node)
+}
+
+// admitFresh is admit by what no server has newer.
+func (s *Server) admitFresh(ctx context.Context, c caller) error {
+	ctx, cancel := context.WithTimeout(ctx, freshTimeout)
+	defer cancel()
+	newest, err := s.state.Fresh(ctx)
+	if err != nil {
+		return s.storeError(err, "look up node "+c.node)
+	}
+	return s.admit(newest, c)
 }
 
 // peerIdentity returns the verified leaf of the caller and whom it names.

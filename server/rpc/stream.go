@@ -35,9 +35,10 @@ type stream struct {
 
 	mu    sync.Mutex
 	dirty map[*subscription]struct{}
-	all   bool // every subscription, and whether the node is still admitted
-	taken bool // what was dirty is being made into a batch
-	alive bool // a heartbeat wants its answer
+	spare map[*subscription]struct{} // empty, to be the next dirty
+	all   bool                       // every subscription, and whether the node is still admitted
+	taken bool                       // what was dirty is being made into a batch
+	alive bool                       // a heartbeat wants its answer
 	// asked says that the agent has subscribed: what comes now is its first content.
 	asked bool
 	lease grant
@@ -59,9 +60,9 @@ func newStream(c caller, hello *meshpb.Hello) *stream {
 	return &stream{
 		caller: c, hello: hello, since: time.Now(),
 		subs:  make(map[topicKey]*subscription),
-		dirty: make(map[*subscription]struct{}),
-		work:  make(chan struct{}, 1),
-		done:  make(chan struct{}),
+		dirty: make(map[*subscription]struct{}), spare: make(map[*subscription]struct{}),
+		work: make(chan struct{}, 1),
+		done: make(chan struct{}),
 	}
 }
 
@@ -140,17 +141,18 @@ func (st *stream) take() (dirty map[*subscription]struct{}, all, alive bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	dirty, all, alive = st.dirty, st.all, st.alive
-	st.dirty, st.all, st.alive, st.taken = make(map[*subscription]struct{}), false, false, true
+	st.dirty, st.all, st.alive, st.taken = st.spare, false, false, true
 	st.pending, st.sending = time.Time{}, st.pending
 	return dirty, all, alive
 }
 
 // made notes what became of what take returned: a batch at a position, or
-// nothing to send.
-func (st *stream) made(batch *meshpb.Batch, at catalog.Position) {
+// nothing to send. It takes dirty back.
+func (st *stream) made(dirty map[*subscription]struct{}, batch *meshpb.Batch, at catalog.Position) {
+	clear(dirty)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.taken = false
+	st.spare, st.taken = dirty, false
 	if batch != nil {
 		st.told = at
 	} else {
@@ -241,7 +243,7 @@ func (f *feeds) collect(st *stream) (batch *meshpb.Batch, at catalog.Position, a
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	dirty, all, alive := st.take()
-	defer func() { st.made(batch, at) }()
+	defer func() { st.made(dirty, batch, at) }()
 	at = f.snapshot.Position()
 	if all {
 		// Not at f.snapshot: it may be older than the node itself.
@@ -252,11 +254,20 @@ func (f *feeds) collect(st *stream) (batch *meshpb.Batch, at catalog.Position, a
 			dirty[sub] = struct{}{}
 		}
 	}
+	if len(dirty) == 0 {
+		return nil, at, alive, nil
+	}
 	out := &meshpb.Batch{Position: toWire(at)}
+	node, known := state.Nodes.Get(f.snapshot, st.caller.node)
 	for sub := range dirty {
-		if st.subs[sub.key()] == sub { // else it was dropped since
-			f.add(out, sub)
+		if st.subs[sub.key()] != sub {
+			continue // it was dropped since
 		}
+		want := gateClosed
+		if known && node.Err == nil {
+			want = f.gate(sub, node.Value)
+		}
+		f.add(out, sub, want)
 	}
 	if len(out.GetReset_()) == 0 && len(out.GetItems()) == 0 {
 		return nil, at, alive, nil
@@ -265,8 +276,7 @@ func (f *feeds) collect(st *stream) (batch *meshpb.Batch, at catalog.Position, a
 }
 
 // add puts what is new of one topic into a batch.
-func (f *feeds) add(out *meshpb.Batch, sub *subscription) {
-	want := f.gate(sub)
+func (f *feeds) add(out *meshpb.Batch, sub *subscription, want gate) {
 	if want != sub.gate || sub.cursor < sub.set.floor {
 		out.Reset_ = append(out.Reset_, sub.topic)
 		f.addAll(out, sub, want)
@@ -322,21 +332,16 @@ func (f *feeds) deniedJSON(sub *subscription) []byte {
 
 // gate decides what the caller's node may see of a topic: the permissions of its
 // record, and what runs on it.
-func (f *feeds) gate(sub *subscription) gate {
-	name := sub.stream.caller.node
-	node, ok := state.Nodes.Get(f.snapshot, name)
-	if !ok || node.Err != nil {
-		return gateClosed
-	}
+func (f *feeds) gate(sub *subscription, node catalog.Node) gate {
 	switch sub.topic.GetKind() {
 	case topicRoots, topicNode, topicServers:
 		return gateOpen
 	case topicIntentions:
-		if node.Value.MayRun(sub.destination) || f.snapshot.Runs(name, sub.destination) {
+		if node.MayRun(sub.destination) || f.snapshot.Runs(sub.stream.caller.node, sub.destination) {
 			return gateOpen
 		}
 	case topicUpstream:
-		if !node.Value.MayRun(sub.source) {
+		if !node.MayRun(sub.source) {
 			return gateClosed
 		}
 		if !f.policy(sub.destination).MayAllow(spiffe.Service(f.trustDomain, sub.source.Namespace, sub.source.Name)) {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/acl"
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/state"
@@ -169,7 +170,11 @@ func (s *Server) send(st *stream, wire syncStream, synced func()) error {
 			return s.refuse(codes.Unavailable, meshpb.ReasonStopping, "the server is stopping: use another one")
 		}
 		subscribed := st.isSubscribed()
-		batch, at, alive, err := s.feeds.collect(st)
+		var batch *meshpb.Batch
+		var at catalog.Position
+		var alive bool
+		var err error
+		s.pace.do(func() { batch, at, alive, err = s.feeds.collect(st) })
 		if err != nil {
 			return err
 		}

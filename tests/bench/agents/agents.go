@@ -25,6 +25,7 @@ import (
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/meshpb"
+	"github.com/meshd/meshd/server/rpc"
 )
 
 // Agent is who one agent is, and what it asks for.
@@ -46,6 +47,7 @@ type Fleet struct {
 	cfg     Config
 	members []*member
 	streams atomic.Int64 // begun since the start
+	pace    *rpc.Pace
 }
 
 // member is one agent of a fleet.
@@ -70,12 +72,15 @@ const keptArrivals = 64
 // pollInterval is how often Await looks.
 const pollInterval = 2 * time.Millisecond
 
+// tcpTimeout is that of the agent.
+const tcpTimeout = 3 * time.Second
+
 // ErrIncomplete is wrapped when agents did not get something in time.
 var ErrIncomplete = errors.New("not all agents have it")
 
 // New returns a fleet that does nothing yet.
 func New(cfg Config, who []Agent) *Fleet {
-	f := &Fleet{cfg: cfg}
+	f := &Fleet{cfg: cfg, pace: rpc.NewPace()}
 	for i, a := range who {
 		m := &member{Agent: a}
 		m.view = view.New(view.Config{
@@ -102,14 +107,33 @@ func (f *Fleet) dial(m *member, server string) (*grpc.ClientConn, error) {
 		Accept: ca.ExpectKind(m.Leaf.ID().TrustDomain, spiffe.KindServer),
 	})
 	return grpc.NewClient("passthrough:///"+server,
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(paced{credentials.NewTLS(config), f.pace}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(meshpb.MaxMessage)),
 		grpc.WithContextDialer(m.connect))
 }
 
+// paced lets no more handshakes compute at once than there are processors: agents do
+// not share theirs with each other, nor with a server in the same process.
+type paced struct {
+	credentials.TransportCredentials
+	pace *rpc.Pace
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (p paced) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	during := p.pace.Begin(conn)
+	defer during.End()
+	return p.TransportCredentials.ClientHandshake(ctx, authority, during)
+}
+
+// Clone implements credentials.TransportCredentials.
+func (p paced) Clone() credentials.TransportCredentials {
+	return paced{p.TransportCredentials.Clone(), p.pace}
+}
+
 // connect makes the TCP connection, which Cut and Stall reach.
 func (m *member) connect(ctx context.Context, address string) (net.Conn, error) {
-	var d net.Dialer
+	d := net.Dialer{Timeout: tcpTimeout}
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,8 @@ package agents_test
 import (
 	"flag"
 	"runtime"
+	"runtime/metrics"
+	"slices"
 	"testing"
 	"time"
 
@@ -38,13 +40,16 @@ func TestFleet(t *testing.T) {
 	heap := memory()
 	f := w.fleet(nodes, services)
 	term := w.term()
+	w.waited()
 	w.run(f)
+	t.Logf("goroutines waited for a processor up to %s while all connected", w.waited())
 	t.Logf("heap: %d MiB, with the agents of both sides %d MiB; %d goroutines", heap>>20, memory()>>20, runtime.NumGoroutine())
 
 	status := func(int) catalog.Position { return w.touch(hub()) }
 	p50, p99 := w.spread(f, nodes, 20, status)
 	want(t, "the health of one instance, to the last agent, p50", p50, 200*time.Millisecond)
 	want(t, "the same, p99", p99, time.Second)
+	w.waited()
 	w50, w99 := w.spread(f, nodes, 6, func(round int) catalog.Position {
 		return w.update(func(tx *state.Tx) error {
 			return w.intention(tx, "*", "*", []intentions.Action{intentions.Deny, intentions.Allow}[round%2])
@@ -52,12 +57,15 @@ func TestFleet(t *testing.T) {
 	})
 	t.Logf("an intention from everybody to everybody, to the last agent: p50 %s, p99 %s", w50, w99)
 
+	t.Logf("goroutines waited for a processor up to %s meanwhile; term %d, was %d", w.waited(), w.term(), term)
 	w.stallOne(t, f, nodes, p99)
+	w.waited()
 
 	began := time.Now()
 	f.Cut()
 	took := w.synced(f, began, "cut at once")
 	want(t, "all agents cut at once, synced again", took[len(took)-1], 10*time.Second)
+	t.Logf("goroutines waited for a processor up to %s meanwhile", w.waited())
 	if now := w.term(); now != term {
 		t.Logf("%d elections", now-term)
 		if *strict {
@@ -91,6 +99,29 @@ func (w *world) stallOne(t *testing.T, f *agents.Fleet, nodes int, before time.D
 	resume()
 	took := w.await(f, w.touch(hub()), began)
 	t.Logf("it has everything %s after it reads again", took[len(took)-1])
+}
+
+// waited is how long at most goroutines that could run had to wait for a processor, but
+// for one in 100,000, since the last call: what an election can come from.
+func (w *world) waited() time.Duration {
+	sample := []metrics.Sample{{Name: "/sched/latencies:seconds"}}
+	metrics.Read(sample)
+	h := sample[0].Value.Float64Histogram()
+	counts := slices.Clone(h.Counts)
+	var total, seen uint64
+	for i := range counts {
+		if w.latencies != nil {
+			counts[i] -= w.latencies[i]
+		}
+		total += counts[i]
+	}
+	w.latencies = slices.Clone(h.Counts)
+	for i, n := range counts {
+		if seen += n; seen >= total-total/100_000 && total > 0 {
+			return time.Duration(h.Buckets[i] * float64(time.Second))
+		}
+	}
+	return 0
 }
 
 // memory is what the heap holds.

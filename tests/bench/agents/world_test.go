@@ -53,6 +53,7 @@ type world struct {
 	servers   []*rpc.Server
 	raft      []*raftstore.Engine
 	addresses []string
+	latencies []uint64 // of the scheduler, at the last look
 }
 
 func newWorld(tb testing.TB, servers int) *world {
@@ -149,10 +150,23 @@ func (w *world) listen(ctx context.Context, group *errgroup.Group, name string, 
 		w.tb.Fatal(err)
 	}
 	w.addresses = append(w.addresses, listener.Addr().String())
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.MaxRecvMsgSize(meshpb.MaxMessage), grpc.MaxSendMsgSize(meshpb.MaxMessage))
+	g := grpc.NewServer(grpc.Creds(paced{credentials.NewTLS(config), rpc.NewPace()}), grpc.MaxRecvMsgSize(meshpb.MaxMessage), grpc.MaxSendMsgSize(meshpb.MaxMessage))
 	server.Attach(g)
 	context.AfterFunc(ctx, g.Stop)
 	group.Go(func() error { return g.Serve(listener) })
+}
+
+// paced lets handshakes compute at the pace of a real server.
+type paced struct {
+	credentials.TransportCredentials
+	pace *rpc.Pace
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (p paced) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	during := p.pace.Begin(conn)
+	defer during.End()
+	return p.TransportCredentials.ServerHandshake(during)
 }
 
 func (w *world) leaf(ctx context.Context, id spiffe.ID) *ca.Leaf {
