@@ -114,14 +114,13 @@ func (c *trio) start(t *testing.T, i int) {
 	c.running[i] = one
 }
 
-func (c *trio) await(t *testing.T, i int) *instance {
+func (c *trio) await(t *testing.T, i int) {
 	t.Helper()
 	select {
 	case <-c.running[i].Started():
 	case <-time.After(30 * time.Second):
 		t.Fatalf("server %d does not serve", i+1)
 	}
-	return c.running[i]
 }
 
 // TestThreeServers founds a cluster unattended, writes through each server, loses

@@ -47,7 +47,9 @@ func TestRecover(t *testing.T) {
 	}
 	c.start(t, 1)
 	c.await(t, 1)
-	get := func(i int) int { return call(t, c.running[i].local(), http.MethodGet, "http://x/v1/nodes/kept", "", "", nil) }
+	get := func(i int) int {
+		return call(t, c.running[i].local(), http.MethodGet, "http://x/v1/nodes/kept", "", "", nil)
+	}
 	if code := get(1); code != http.StatusOK {
 		t.Errorf("what was written before: %d", code)
 	}

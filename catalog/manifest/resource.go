@@ -212,7 +212,7 @@ func decodeAtOnce(data []byte, into any) bool {
 	if strict(data, fresh.Interface()) != nil {
 		return false
 	}
-	if v, ok := fresh.Interface().(validator); ok && v.Validate() != nil {
+	if v, ok := reflect.TypeAssert[validator](fresh); ok && v.Validate() != nil {
 		return false
 	}
 	reflect.ValueOf(into).Elem().Set(fresh.Elem())

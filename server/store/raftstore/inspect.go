@@ -58,11 +58,7 @@ func Inspect(dir, id string) (found Inspection, err error) {
 		return found, fmt.Errorf("inspect %s: %w", dir, err)
 	}
 	_, transport := raft.NewInmemTransport(loneAddress)
-	m := &machine{
-		space: e.space, fatal: func(error) {}, moved: func() {}, arrived: func() {},
-		configured: func(raft.Configuration) {}, verify: func(uint64) {},
-	}
-	list, err := raft.GetConfiguration(e.raftConfig(logger), m, d.log, d.log, d.snapshots, transport)
+	list, err := raft.GetConfiguration(e.raftConfig(logger), e.newMachine(), d.log, d.log, d.snapshots, transport)
 	if err != nil {
 		return found, fmt.Errorf("inspect %s: read the list of servers: %w", dir, err)
 	}
