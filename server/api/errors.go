@@ -34,6 +34,8 @@ func statusOf(c client.Code) int {
 		return http.StatusServiceUnavailable
 	case client.CodeUnknown:
 		return http.StatusGatewayTimeout
+	case client.CodeDiskFull:
+		return http.StatusInsufficientStorage
 	case client.CodeInternal:
 		return http.StatusInternalServerError
 	default:
@@ -58,6 +60,7 @@ var rules = []rule{
 	{state.ErrContention, client.CodeUnavailable, "repeat it: others write at the same time"},
 	{state.ErrFeatureLevel, client.CodeConflict, ""},
 	{store.ErrTooLarge, client.CodeTooLarge, "split the change: one transaction holds about 60 resources, 256 KiB; a set, applied with --set NAME, any number"},
+	{store.ErrDiskFull, client.CodeDiskFull, "make room on that server's disk: writes are taken again by themselves, and reads go on"},
 	{store.ErrNoLeader, client.CodeUnavailable, "wait for the servers to elect a leader"},
 	{store.ErrClosed, client.CodeUnavailable, "the server is shutting down; try another one"},
 	{acl.ErrToken, client.CodeInvalid, ""},

@@ -278,7 +278,7 @@ func (s *schemas) operation(r route, o operation, failure object) object {
 	responses := object{"200": ok}
 	every := []client.Code{client.CodeInvalid, client.CodeUnauthorized, client.CodePermission, client.CodeInternal, client.CodeUnavailable}
 	if r.method != http.MethodGet {
-		every = append(every, client.CodeTooLarge, client.CodeUnknown)
+		every = append(every, client.CodeTooLarge, client.CodeDiskFull, client.CodeUnknown)
 	}
 	for _, code := range append(every, o.errors...) {
 		responses[strconv.Itoa(statusOf(code))] = object{"description": string(code), "content": object{"application/json": object{"schema": failure}}}

@@ -21,6 +21,7 @@ const (
 	CodeInternal     Code = "internal"           // 500
 	CodeUnavailable  Code = "unavailable"        // 503: no leader, shutting down
 	CodeUnknown      Code = "outcome_unknown"    // 504: the write may have happened; repeating it is safe
+	CodeDiskFull     Code = "disk_full"          // 507: nothing was written
 	// CodeUnreachable is the client's own: no server answered.
 	CodeUnreachable Code = "unreachable"
 )

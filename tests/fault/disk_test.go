@@ -23,14 +23,7 @@ type disks map[*cluster.Server]*faultfs.FS
 // prepare mounts one, for cluster.Plan.
 func (d disks) prepare(s *cluster.Server) {
 	s.T.Helper()
-	// Each server has a mount namespace of its own, a copy of this one. What is
-	// unmounted here must be there, too.
-	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
-		s.T.Fatal(err)
-	}
-	if err := os.Mkdir(s.Data(), 0o700); err != nil {
-		s.T.Fatal(err)
-	}
+	share(s)
 	fs := faultfs.New()
 	if err := fs.Mount(s.Data()); err != nil {
 		s.T.Fatal(err)
@@ -48,6 +41,19 @@ func (d disks) prepare(s *cluster.Server) {
 			s.T.Error(err)
 		}
 	})
+}
+
+// share makes a server's data directory, for something to be mounted there. Each
+// server has a mount namespace of its own, a copy of this one: what is unmounted
+// here must be there, too.
+func share(s *cluster.Server) {
+	s.T.Helper()
+	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		s.T.Fatal(err)
+	}
+	if err := os.Mkdir(s.Data(), 0o700); err != nil {
+		s.T.Fatal(err)
+	}
 }
 
 // set gives the same faults to all.

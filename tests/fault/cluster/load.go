@@ -75,7 +75,7 @@ func (c *Cluster) Load(random *rand.Rand, clients, rate int) *Load {
 	watching, l.stopWatches = context.WithCancel(c.t.Context())
 	c.t.Cleanup(l.End)
 	for _, s := range c.Servers {
-		tr := &tracer{load: l, api: s.API(), trace: history.Trace{Name: s.Name}}
+		tr := &tracer{load: l, server: s, api: s.API(), trace: history.Trace{Name: s.Name}}
 		l.traces = append(l.traces, tr)
 		l.watches.Go(func() { tr.run(watching) })
 	}
@@ -260,7 +260,7 @@ func (o *loader) both(ctx context.Context) {
 // It reports whether the write may have been done.
 func (o *loader) settle(op *history.Op, err error) bool {
 	switch client.CodeOf(err) {
-	case client.CodeUnavailable, client.CodeUnreachable:
+	case client.CodeUnavailable, client.CodeUnreachable, client.CodeDiskFull:
 		o.failed(err)
 		return false
 	case client.CodeConflict:
@@ -284,7 +284,7 @@ func (o *loader) settle(op *history.Op, err error) bool {
 func (o *loader) failed(err error) {
 	o.at++
 	switch client.CodeOf(err) {
-	case client.CodeUnavailable, client.CodeUnreachable, client.CodeUnknown:
+	case client.CodeUnavailable, client.CodeUnreachable, client.CodeUnknown, client.CodeDiskFull:
 	default:
 		if !errors.Is(err, context.DeadlineExceeded) {
 			o.load.problem(fmt.Errorf("client %d: %w", o.id, err))
