@@ -327,7 +327,7 @@ func (e *Engine) leave(ctx context.Context) error {
 		return fmt.Errorf("remove the leader: %w", err)
 	}
 	return e.lead(ctx, func() error {
-		return fmt.Errorf("remove the leader: it leads again: %w", store.ErrConflict)
+		return fmt.Errorf("%w yet but the one to be removed", store.ErrNoLeader)
 	}, func(id, address string) error {
 		reply, err := e.cfg.Forward(ctx, id, address, append([]byte{askRemove}, e.cfg.ID...))
 		if err != nil {

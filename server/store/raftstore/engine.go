@@ -57,6 +57,7 @@ type Engine struct {
 	log    *slog.Logger
 	space  *store.Space
 	writes watchdog
+	counts counters
 
 	started atomic.Bool
 	life    context.Context //nolint:containedctx // ends with closing, for calls that take a context
@@ -241,6 +242,7 @@ func (e *Engine) start(d *disk, w *wire, logger hclog.Logger) (*raft.Raft, error
 		return nil, err
 	}
 	e.belonged.Store(e.on(servers(r)))
+	e.counts.installed.Store(0) // the one from the own disk
 	e.mu.Lock()
 	e.raft, e.wire, e.files, e.led = r, w, d.files, time.Now()
 	e.tellLocked()

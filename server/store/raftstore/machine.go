@@ -22,6 +22,7 @@ type machine struct {
 	moved, arrived func()
 	configured     func(raft.Configuration)
 	verify         func(index uint64)
+	counts         *counters
 
 	broken error   // set once: no entry is applied after one that can't be read
 	again  command // the planted bug ApplyTwice
@@ -34,7 +35,7 @@ var (
 
 func (e *Engine) newMachine() *machine {
 	return &machine{
-		space: e.space, fatal: e.fail, moved: e.claimMoved, arrived: e.arrived, configured: e.configured,
+		space: e.space, fatal: e.fail, counts: &e.counts, moved: e.claimMoved, arrived: e.arrived, configured: e.configured,
 		verify: func(index uint64) { e.marks.take(index, e.space.Save(), e.spawn) },
 	}
 }
@@ -138,7 +139,7 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if m.broken != nil {
 		return nil, m.broken
 	}
-	return savedState{saved: m.space.Save(), fatal: m.fatal}, nil
+	return savedState{saved: m.space.Save(), fatal: m.fatal, counts: m.counts}, nil
 }
 
 // Restore implements raft.FSM.
@@ -150,6 +151,7 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	}
 	if err == nil {
 		m.again = command{}
+		m.counts.installed.Add(1)
 		m.moved()
 		m.arrived()
 	}
@@ -158,16 +160,18 @@ func (m *machine) Restore(r io.ReadCloser) error {
 }
 
 type savedState struct {
-	saved store.Saved
-	fatal func(error)
+	saved  store.Saved
+	fatal  func(error)
+	counts *counters
 }
 
 // Persist implements raft.FSMSnapshot. A failed write (a full disk) costs only
 // this snapshot; a failed fsync, which Close does, is fatal.
 func (s savedState) Persist(sink raft.SnapshotSink) error {
+	size := int64(0)
 	err := fault.Err(fault.SnapshotWriteBefore)
 	if err == nil {
-		_, err = s.saved.WriteTo(sink)
+		size, err = s.saved.WriteTo(sink)
 	}
 	if err == nil {
 		err = fault.Err(fault.SnapshotWriteMiddle)
@@ -180,6 +184,8 @@ func (s savedState) Persist(sink raft.SnapshotSink) error {
 		s.fatal(err)
 		return err
 	}
+	s.counts.saved.Add(1)
+	s.counts.bytes.Store(uint64(size))
 	fault.Point(fault.SnapshotWriteAfter)
 	return nil
 }

@@ -1,6 +1,10 @@
 package raftstore
 
-import "github.com/hashicorp/raft"
+import (
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+)
 
 // Stats are figures of an engine's log at one moment, for metrics.
 type Stats struct {
@@ -12,7 +16,18 @@ type Stats struct {
 	// newest that is durable on a majority, and the newest that is part of the
 	// state.
 	Last, Committed, Applied uint64
+	// SnapshotsSaved and SnapshotsInstalled count the saved states that this
+	// process has written, and those that it was sent by a leader because its log
+	// was too far behind; SnapshotBytes is the size of the newest one written.
+	SnapshotsSaved, SnapshotsInstalled, SnapshotBytes uint64
+	// RoomBytes is how much room the state directory has; DiskFull says that it is
+	// too little for writes of clients, DiskHung that a write to it does not end.
+	RoomBytes          uint64
+	DiskFull, DiskHung bool
 }
+
+// counters are those of Stats.
+type counters struct{ saved, installed, bytes atomic.Uint64 }
 
 // Stats returns the figures of now. It does not block.
 func (e *Engine) Stats() Stats {
@@ -20,7 +35,12 @@ func (e *Engine) Stats() Stats {
 	if r == nil {
 		return Stats{}
 	}
+	e.mu.Lock()
+	files := e.files
+	e.mu.Unlock()
 	return Stats{
+		SnapshotsSaved: e.counts.saved.Load(), SnapshotsInstalled: e.counts.installed.Load(), SnapshotBytes: e.counts.bytes.Load(),
+		RoomBytes: files.free.Load(), DiskFull: files.room() != nil, DiskHung: e.writes.stalled() != nil,
 		Leading: r.State() == raft.Leader, Term: r.CurrentTerm(),
 		Last: r.LastIndex(), Committed: r.CommitIndex(), Applied: r.AppliedIndex(),
 	}
