@@ -16,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/server/meshpb"
+	"github.com/meshd/meshd/server/rpc"
 )
 
 const (
@@ -36,6 +37,7 @@ type splitter struct {
 	inner  net.Listener
 	config *tls.Config
 	log    *slog.Logger
+	pace   *rpc.Pace // of the handshakes
 	grpc   *queue
 	http   *queue
 }
@@ -51,6 +53,7 @@ func newSplitter(inner net.Listener, l *leaf, bundle func() ca.Bundle, log *slog
 			ALPN:              []string{alpnHTTP2, alpnHTTP1},
 		}),
 		log:  log,
+		pace: rpc.NewPace(),
 		grpc: newQueue(inner.Addr()),
 		http: newQueue(inner.Addr()),
 	}
@@ -128,8 +131,11 @@ func turnAway(listener net.Listener) (stop func()) {
 func (s *splitter) handshake(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	secure := tls.Server(conn, s.config)
-	if err := secure.HandshakeContext(ctx); err != nil {
+	during := s.pace.Begin(conn)
+	secure := tls.Server(during, s.config)
+	err := secure.HandshakeContext(ctx)
+	during.End()
+	if err != nil {
 		s.log.DebugContext(ctx, "handshake failed", slog.String("remote", conn.RemoteAddr().String()), slog.Any("error", err))
 		_ = conn.Close() // the handshake has failed already
 		return

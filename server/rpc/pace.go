@@ -23,8 +23,8 @@ func (p *Pace) do(f func()) {
 }
 
 // Begin returns conn for a handshake. Whoever reads from it computes, from when a Read
-// returns until the next Read or End, in a turn of p; while it waits for its peer it
-// has none, so that a slow peer holds up nobody. After End it is like conn.
+// returns until the next Read, Write or End, in a turn of p; while it waits for its
+// peer it has none, so that a slow peer holds up nobody. After End it is like conn.
 func (p *Pace) Begin(conn net.Conn) *Paced { return &Paced{Conn: conn, pace: p} }
 
 // Paced is a connection during its handshake; see Pace.Begin.
@@ -54,6 +54,12 @@ func (c *Paced) Read(b []byte) (int, error) {
 		}
 	}
 	return n, err //nolint:wrapcheck // a connection's own words
+}
+
+// Write implements net.Conn.
+func (c *Paced) Write(b []byte) (int, error) {
+	c.release(false)
+	return c.Conn.Write(b) //nolint:wrapcheck // a connection's own words
 }
 
 // End is called when the handshake is done or has failed.
