@@ -22,7 +22,9 @@ type disaster struct {
 	running [3]*exec.Cmd
 }
 
-func (c *disaster) config(i int) string { return filepath.Join(c.dir, fmt.Sprintf("server-%d.hcl", i+1)) }
+func (c *disaster) config(i int) string {
+	return filepath.Join(c.dir, fmt.Sprintf("server-%d.hcl", i+1))
+}
 
 func (c *disaster) data(i int) string { return filepath.Join(c.dir, fmt.Sprintf("s%d", i+1)) }
 
@@ -32,7 +34,7 @@ func (c *disaster) start(i int) {
 	if err != nil {
 		c.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(bin, "meshd"), "server", "--config", c.config(i)) //nolint:noctx // killed below
+	cmd := exec.Command(filepath.Join(bin, "meshd"), "server", "--config", c.config(i))
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		c.Fatal(err)
