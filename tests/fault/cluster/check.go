@@ -23,8 +23,9 @@ import (
 
 // tracer watches one server, and begins again whenever that breaks.
 type tracer struct {
-	load *Load
-	api  *client.Client
+	load   *Load
+	server *Server
+	api    *client.Client
 
 	mu    sync.Mutex
 	trace history.Trace
@@ -122,7 +123,11 @@ func (l *Load) Check(t *testing.T) int {
 	batches := 0
 	for _, w := range l.traces {
 		batches += len(w.trace.Batches)
-		if err := history.CheckWatch(w.trace, ops, together, final); err != nil {
+		end := final
+		if w.server.left {
+			end = w.view
+		}
+		if err := history.CheckWatch(w.trace, ops, together, end); err != nil {
 			t.Error(err)
 		}
 	}
@@ -161,7 +166,7 @@ func (l *Load) settle(t *testing.T) map[string]history.Version {
 	t.Helper()
 	var final map[string]history.Version
 	machines.Eventually(t, 30*time.Second, "the servers answer", func() string {
-		all, err := l.cluster.Servers[0].API().List(t.Context(), client.KindService, client.Selection{Namespace: namespace})
+		all, err := l.cluster.Leader().API().List(t.Context(), client.KindService, client.Selection{Namespace: namespace})
 		if err != nil {
 			return err.Error()
 		}
@@ -169,6 +174,9 @@ func (l *Load) settle(t *testing.T) map[string]history.Version {
 		return ""
 	})
 	for _, w := range l.traces {
+		if w.server.left {
+			continue
+		}
 		machines.Eventually(t, 30*time.Second, "the watch of "+w.trace.Name+" comes to the end", func() string {
 			if !w.holds(final) {
 				return fmt.Sprintf("it is at %v, the state is %v", w.now(), final)
@@ -185,7 +193,7 @@ func (c *Cluster) Agree(t *testing.T) {
 	machines.Eventually(t, 30*time.Second, "all servers hold the same state", func() string {
 		first := ""
 		for i, s := range c.Servers {
-			if s.Process == nil || !s.Process.Running() {
+			if s.left || s.Process == nil || !s.Process.Running() {
 				continue
 			}
 			state, err := s.local(t.Context())
@@ -198,8 +206,23 @@ func (c *Cluster) Agree(t *testing.T) {
 				return fmt.Sprintf("%s has\n%s\n%s has\n%s", c.Servers[0].Name, first, s.Name, state)
 			}
 		}
-		return ""
+		return c.hashes(t)
 	})
+}
+
+// hashes says whether the servers find the hashes of their states to be different.
+func (c *Cluster) hashes(t *testing.T) string {
+	t.Helper()
+	all, err := c.Leader().API().Members(t.Context())
+	if err != nil {
+		return err.Error()
+	}
+	for _, m := range all.Members {
+		if m.State == client.StateDifferent {
+			t.Errorf("the state of %s hashes differently from the leader's", m.Name)
+		}
+	}
+	return ""
 }
 
 // local returns what the server itself holds, asking no other: every resource with

@@ -13,7 +13,7 @@ import (
 
 // Linux lets a process have its own monotonic clock (time_namespaces(7)), but no
 // wall clock of its own, and Go programs ask for it without a system call. So the
-// programs of a Plan with Clock are built with a package time of their own: its Now
+// servers of a Plan with Clock are built with a package time of their own: its Now
 // adds the seconds that a mapped file holds. Certificates, expiry and logs go by it;
 // timers and the monotonic clock do not.
 const (
@@ -49,7 +49,7 @@ func testOffset() int64 {
 `
 )
 
-// buildSkewed builds the programs whose clock can be set, unless that was done.
+// buildSkewed builds the meshd whose clock can be set, unless that was done.
 func buildSkewed(t *testing.T) {
 	t.Helper()
 	dir := filepath.Join(programs, folderSkewed)
@@ -84,10 +84,10 @@ func buildSkewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if out, err := exec.Command("go", "build", "-overlay", write("overlay.json", string(overlay)), "-o", dir+"/", "github.com/meshd/meshd/cmd/...").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-overlay", write("overlay.json", string(overlay)), "-o", dir+"/", "github.com/meshd/meshd/cmd/meshd").CombinedOutput(); err != nil {
 		t.Fatalf("go build -overlay: %v\n%s", err, out)
 	}
-	t.Logf("built programs with a clock of their own in %s", time.Since(began).Round(time.Second))
+	t.Logf("built a meshd with a clock of its own in %s", time.Since(began).Round(time.Second))
 }
 
 // clockPath is the file that holds how far the server's clock is off.

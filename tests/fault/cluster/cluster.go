@@ -27,7 +27,7 @@ type Plan struct {
 	Servers int
 	// Faulty takes the programs with the build tag fault.
 	Faulty bool
-	// Clock takes programs whose wall clock Server.SetClock moves.
+	// Clock takes servers whose wall clock Server.SetClock moves.
 	Clock bool
 	// Config is added to each server's configuration.
 	Config string
@@ -75,6 +75,7 @@ type Server struct {
 	Programs string
 
 	cluster *Cluster
+	left    bool
 	read    int64 // of its log, by news
 }
 
@@ -127,7 +128,7 @@ func (c *Cluster) Add(name string) *Server {
 	c.Servers = append(c.Servers, s)
 	if c.key == "" {
 		c.key = s.Path("cluster.key")
-		if r := s.Run("meshctl", "operator", "keygen", c.key); r.Code != 0 {
+		if r := s.Run(Program("meshctl", false), "operator", "keygen", c.key); r.Code != 0 {
 			c.t.Fatalf("keygen: %s", r.Stderr)
 		}
 	} else {
@@ -211,6 +212,10 @@ func (s *Server) Freeze() { s.Process.Kill(syscall.SIGSTOP) }
 
 // Thaw ends what Freeze did.
 func (s *Server) Thaw() { s.Process.Kill(syscall.SIGCONT) }
+
+// Leave says that the server is no part of the cluster any more: it need not agree
+// with the others at the end.
+func (s *Server) Leave() { s.left = true }
 
 // Stop asks the server to end, and waits until it has.
 func (s *Server) Stop() {
