@@ -54,6 +54,8 @@ type resource interface {
 	// same returns what a write would answer that changes nothing, if s holds this
 	// very spec.
 	same(s *state.Snapshot) (client.Change, bool)
+	// revision returns that of the stored resource; 0 if there is none.
+	revision(s *state.Snapshot) uint64
 	// write puts the spec for somebody, if the stored one has the given revision,
 	// and returns what changed and what looks unintended.
 	write(tx *state.Tx, who acl.Identity, revision uint64) (client.Change, []string, error)
@@ -270,6 +272,11 @@ func (s *spec[K, V]) same(at *state.Snapshot) (client.Change, bool) {
 	return client.Change{
 		Kind: s.table.name, Name: s.table.show(s.key), Change: client.ChangeUnchanged, Before: old.Raw, After: s.raw, Revision: old.Revision,
 	}, true
+}
+
+func (s *spec[K, V]) revision(at *state.Snapshot) uint64 {
+	rec, _ := s.table.table.Get(at, s.key)
+	return rec.Revision
 }
 
 func (s *spec[K, V]) write(tx *state.Tx, who acl.Identity, revision uint64) (client.Change, []string, error) {

@@ -219,8 +219,8 @@ func (a *API) fillRevisions(out *client.Result, written []resource) {
 		if r == nil {
 			continue // deleted
 		}
-		if item, err := a.collection(r.ref().Kind).get(s, r.ref()); err == nil && item != nil {
-			out.Changes[i].Revision = item.Revision
+		if revision := r.revision(s); revision != 0 {
+			out.Changes[i].Revision = revision
 		}
 	}
 }

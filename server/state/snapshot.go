@@ -114,7 +114,6 @@ func (s *Snapshot) apply(batch store.Batch) (*Snapshot, []Change, []Problem) {
 		changes = next.remove(txn, key, changes)
 	}
 	for _, pair := range batch.Puts {
-		next.drop(txn, pair.Key)
 		kind, _, _ := strings.Cut(pair.Key, "/")
 		row, index := rowOf(Kind(kind))
 		if row == nil {
@@ -125,16 +124,23 @@ func (s *Snapshot) apply(batch store.Batch) (*Snapshot, []Change, []Problem) {
 			p := Problem{Key: pair.Key, Revision: pair.ModRevision, Err: err}
 			problems = append(problems, p)
 			txn.Insert([]byte(indexProblem+pair.Key), p)
+		} else {
+			txn.Delete([]byte(indexProblem + pair.Key))
 		}
-		if value == nil {
+		if value == nil { // the key can't be read; nor could it before
 			changes = append(changes, Change{Kind: row.Kind()})
 			continue
 		}
-		txn.Insert([]byte(pair.Key), value)
+		if old, had := txn.Insert([]byte(pair.Key), value); had {
+			for _, k := range row.indexes(old) {
+				txn.Delete([]byte(k))
+			}
+		} else {
+			next.counts[index]++
+		}
 		for _, k := range also {
 			txn.Insert([]byte(k), value)
 		}
-		next.counts[index]++
 		changes = append(changes, Change{Kind: row.Kind(), key: key})
 	}
 	next.tree = txn.Commit()
