@@ -1,10 +1,12 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/server/peer"
 	"github.com/meshd/meshd/server/store/raftstore"
 )
 
@@ -59,6 +61,48 @@ func TestNextStep(t *testing.T) {
 		}
 		if have != c.want {
 			t.Errorf("%s: %q, want %q", c.name, have, c.want)
+		}
+	}
+}
+
+// TestComparison holds states against each other: "=" is this server's, "!" another
+// one, "?" a server that is elsewhere in the log, "x" one that does not answer. The
+// first of the others leads, unless this one does.
+func TestComparison(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		others string
+		leads  bool
+		apart  int
+		err    error
+	}{
+		{"==", false, 0, nil},
+		{"==", true, 0, nil},
+		{"=!", false, 0, nil}, // the leader's is this one's: the third one learns it by itself
+		{"=!", true, 1, nil},
+		{"!!", true, 2, nil},
+		{"!=", false, 0, errApart},
+		{"?!", false, 0, nil},
+		{"x!", false, 0, nil},
+		{"x?", true, 0, nil},
+	} {
+		compared := comparison{at: 7, own: "aaaaaaaaaaaaaaaaaaaa", leads: c.leads}
+		for i, word := range c.others {
+			answer := peer.Answer[peer.Status]{Server: peer.Server{ID: fmt.Sprintf("s%d.0123abcd", i), Leader: i == 0 && !c.leads}}
+			answer.Value.HashAt, answer.Value.Hash = 7, compared.own
+			switch word {
+			case '!':
+				answer.Value.Hash = "bbbbbbbbbbbbbbbbbbbb"
+			case '?':
+				answer.Value.HashAt, answer.Value.Hash = 6, "cccccccccccccccccccc"
+			case 'x':
+				answer.Value, answer.Err = peer.Status{}, errors.New("it did not answer")
+			}
+			compared.others = append(compared.others, answer)
+		}
+		apart, err := compared.result()
+		if len(apart) != c.apart || !errors.Is(err, c.err) {
+			t.Errorf("%q, leads %v: %v, %v; want %d, %v", c.others, c.leads, apart, err, c.apart, c.err)
 		}
 	}
 }

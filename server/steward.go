@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/meshd/meshd/server/peer"
 	"github.com/meshd/meshd/server/state"
 	"github.com/meshd/meshd/server/store/raftstore"
 )
@@ -158,22 +159,42 @@ func (m *member) compare(ctx context.Context) error {
 		if !ok || err != nil {
 			continue // before the first mark, or while the server stops
 		}
-		own, apart := hex.EncodeToString(sum[:]), int64(0)
-		for _, other := range others {
-			if other.Err != nil || other.Value.HashAt != at || other.Value.Hash == own {
-				continue
-			}
-			switch {
-			case m.engine.Leading():
-				apart++
-				m.log.ErrorContext(ctx, "the state of a server differs from the leader's", slog.String("server", other.Server.ID), slog.Uint64("entry", at))
-			case other.Server.Leader:
-				return fmt.Errorf("%w: at entry %d of the log this server has %s, the leader %s has %s; "+
-					"move the folder store in the data_dir away and start the server: it comes back as a new member with the leader's state",
-					errApart, at, own[:16], nameOf(other.Server.ID), other.Value.Hash[:min(16, len(other.Value.Hash))])
-			}
+		apart, err := comparison{at: at, own: hex.EncodeToString(sum[:]), leads: m.engine.Leading(), others: others}.result()
+		if err != nil {
+			return err
 		}
-		m.apart.Store(apart)
+		for _, id := range apart {
+			m.log.ErrorContext(ctx, "the state of a server differs from the leader's", slog.String("server", id), slog.Uint64("entry", at))
+		}
+		m.apart.Store(int64(len(apart)))
 	}
 	return nil
+}
+
+// comparison is the hash of this server's state at an entry of the log, with what
+// the other servers say of theirs.
+type comparison struct {
+	at     uint64
+	own    string
+	leads  bool
+	others []peer.Answer[peer.Status]
+}
+
+// result returns, on the leader, the IDs of those whose state is another one; and
+// elsewhere an error if the leader's is. Servers that are at another mark, or do not
+// answer, say nothing.
+func (c comparison) result() (apart []string, err error) {
+	for _, other := range c.others {
+		if other.Err != nil || other.Value.HashAt != c.at || other.Value.Hash == c.own {
+			continue
+		}
+		if c.leads {
+			apart = append(apart, other.Server.ID)
+		} else if other.Server.Leader {
+			return nil, fmt.Errorf("%w: at entry %d of the log this server has %.16s, the leader %s has %.16s; "+
+				"move the folder store in the data_dir away and start the server: it comes back as a new member with the leader's state",
+				errApart, c.at, c.own, nameOf(other.Server.ID), other.Value.Hash)
+		}
+	}
+	return apart, nil
 }
