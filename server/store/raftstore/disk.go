@@ -171,6 +171,31 @@ func (d *disk) verify() error {
 			return damaged(fmt.Errorf("log entry %d says that it is %d", i, entry.Index), d.dir)
 		}
 	}
+	if last == 0 && len(snapshots) == 0 {
+		return d.forgetBegun()
+	}
+	return nil
+}
+
+// forgetBegun undoes a founding that a crash has interrupted. Raft writes term 1
+// first, then the list of members; with the term alone it refuses to found again,
+// and without the list it waits for ever. Nobody else has ever term 1 without a
+// log: the first election is that of term 2, and a vote is written down.
+func (d *disk) forgetBegun() error {
+	term, err := d.log.GetUint64([]byte("CurrentTerm"))
+	if err != nil {
+		return fmt.Errorf("read Raft's term: %w", err)
+	}
+	vote, err := d.log.GetUint64([]byte("LastVoteTerm"))
+	if err != nil {
+		return fmt.Errorf("read Raft's vote: %w", err)
+	}
+	if term != 1 || vote != 0 {
+		return nil
+	}
+	if err := d.log.WAL.SetUint64([]byte("CurrentTerm"), 0); err != nil {
+		return fmt.Errorf("forget the founding that was interrupted: %w", err)
+	}
 	return nil
 }
 

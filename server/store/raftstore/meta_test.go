@@ -111,6 +111,20 @@ func TestMetaOfEarlierVersion(t *testing.T) {
 	}
 }
 
+// A crash between the two writes of a founding costs nothing: it is done again.
+func TestFoundingInterrupted(t *testing.T) {
+	cfg := small(filepath.Join(t.TempDir(), "state"))
+	if err := errors.Join(os.Mkdir(cfg.Dir, 0o700), os.Mkdir(filepath.Join(cfg.Dir, "wal"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	m := raftstore.NewMeta()
+	_, err := m.Load(filepath.Join(cfg.Dir, "wal"))
+	if err := errors.Join(err, m.SetStable([]byte("CurrentTerm"), []byte{1, 0, 0, 0, 0, 0, 0, 0})); err != nil {
+		t.Fatal(err)
+	}
+	serving(t, run(t, cfg))
+}
+
 func FuzzDecodeMeta(f *testing.F) {
 	f.Add([]byte("meshd-log-meta 1 00000000\n{}"))
 	f.Add([]byte{})

@@ -293,10 +293,7 @@ func TestPlanted(t *testing.T) {
 	if fault.Enabled {
 		t.Skip("this is the build that the test below runs")
 	}
-	program := filepath.Join(t.TempDir(), "planted.test")
-	if out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "fault", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build with the tag fault: %v\n%s", err, out)
-	}
+	built := program(t)
 	all := fault.Bugs()
 	for _, s := range scenarios() {
 		all = slices.DeleteFunc(all, func(bug fault.Name) bool { return bug == s.bug })
@@ -305,7 +302,7 @@ func TestPlanted(t *testing.T) {
 				bug    fault.Name
 				passes bool
 			}{{"", true}, {s.bug, false}} {
-				cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestScenario$/^"+string(s.bug)+"$", "-test.v")
+				cmd := exec.CommandContext(t.Context(), built, "-test.run=^TestScenario$/^"+string(s.bug)+"$", "-test.v")
 				cmd.Env = append(os.Environ(), fault.EnvBugs+"="+string(row.bug))
 				out, err := cmd.CombinedOutput()
 				if row.passes != (err == nil) {
