@@ -44,3 +44,43 @@ func TestCommitIsBoundedByWhatWasCompared(t *testing.T) {
 		t.Errorf("an entry that no majority has was applied: %v, %v", snapshot, err)
 	}
 }
+
+// A member votes once in a term, also over a restart.
+func TestVotesOnce(t *testing.T) {
+	c := newClusterOf(t, 3, calm)
+	voter := c.members[2]
+	for i := range c.members {
+		c.isolate(i)
+	}
+	ask := func(candidate *member, term uint64) bool {
+		t.Helper()
+		_, stranger := raft.NewInmemTransport("")
+		to := c.transports[c.index(voter)]
+		stranger.Connect(to.LocalAddr(), to)
+		request := &raft.RequestVoteRequest{
+			RPCHeader: raft.RPCHeader{
+				ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(candidate.cfg.ID), Addr: []byte(addressOf(candidate)),
+			},
+			Term: term, LastLogIndex: 1 << 20, LastLogTerm: term - 1,
+			LeadershipTransfer: true, // else it is refused because there is a leader
+		}
+		var reply raft.RequestVoteResponse
+		if err := stranger.RequestVote(raft.ServerID(voter.cfg.ID), to.LocalAddr(), request, &reply); err != nil {
+			t.Fatal(err)
+		}
+		return reply.Granted
+	}
+	term := voter.Stats().Term + 5
+	if !ask(c.members[0], term) {
+		t.Error("the first vote is refused")
+	}
+	if ask(c.members[1], term) {
+		t.Error("a second vote in one term")
+	}
+	c.restart(t, 2)
+	voter = c.members[2]
+	eventually(t, "the member is up", func() bool { return voter.Stats().Term >= term })
+	if ask(c.members[1], term) {
+		t.Error("a second vote in one term, after a restart")
+	}
+}
