@@ -1,5 +1,11 @@
 package raftstore
 
+import (
+	"log/slog"
+
+	"github.com/hashicorp/go-hclog"
+)
+
 // Recode decodes a log entry and encodes what was found.
 func Recode(b []byte) ([]byte, error) {
 	c, err := decodeCommand(b)
@@ -31,3 +37,6 @@ func WithRoom(c Config, left func() uint64) Config {
 // Stall makes the disk of e look as if a write were under way, until the function
 // that it returns is called.
 func Stall(e *Engine) func() { return e.writes.begin() }
+
+// NewLogger is what Raft logs to.
+func NewLogger(log *slog.Logger) hclog.Logger { return newLogger(log) }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/meshd/meshd/server/store/raftstore"
 )
 
@@ -62,5 +64,28 @@ func TestLogs(t *testing.T) {
 		if !seen[want] {
 			t.Errorf("nothing says %q: %v", want, seen)
 		}
+	}
+}
+
+// A member that is down does not fill the log.
+func TestLogsAreLimited(t *testing.T) {
+	var out lockedBuffer
+	sink := raftstore.NewLogger(slog.New(slog.NewJSONHandler(&out, nil)))
+	for range 1000 {
+		sink.Error("failed to heartbeat to", "peer", "a", "error", "refused")
+		sink.Error("failed to heartbeat to", "peer", "b", "error", "refused")
+		sink.Info("entering follower state")
+	}
+	lines := map[string]int{}
+	for line := range bytes.Lines(out.b.Bytes()) {
+		var record struct{ Msg, Peer string }
+		if err := json.Unmarshal(line, &record); err != nil {
+			t.Fatal(err)
+		}
+		lines[record.Msg+record.Peer]++
+	}
+	want := map[string]int{"failed to heartbeat toa": 3, "failed to heartbeat tob": 3, "entering follower state": 1000}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
