@@ -50,20 +50,9 @@ func (s *Server) Register(ctx context.Context, req *meshpb.RegisterRequest) (*me
 		return nil, s.refuse(codes.InvalidArgument, meshpb.ReasonBadRequest, "%d instances on node %s, at most %d can be registered", n, c.node, maxRegistrations)
 	}
 	response := &meshpb.RegisterResponse{}
-	wanted := make(map[catalog.Name][]registration)
-	keep := make(map[catalog.InstanceKey]bool)
-	for i, raw := range req.GetRegistrations() {
-		r, err := parseRegistration(c.node, raw)
-		if err == nil && keep[r.key] {
-			err = fmt.Errorf("instance %s of %s is there twice: give each an id", r.key.ID, r.key.Service.Short())
-		}
-		if err != nil {
-			response.Refusals = append(response.Refusals, refusal(r, i, err))
-			continue
-		}
-		keep[r.key] = true
-		wanted[r.key.Service] = append(wanted[r.key.Service], r)
-	}
+	var wanted map[catalog.Name][]registration
+	var keep map[catalog.InstanceKey]bool
+	s.pace.do(func() { wanted, keep, response.Refusals = understand(c.node, req.GetRegistrations()) })
 	for _, service := range slices.SortedFunc(maps.Keys(wanted), catalog.Name.Compare) {
 		for chunk := range chunks(wanted[service]) {
 			refusals, err := s.registerChunk(ctx, c, chunk, keep)
@@ -78,6 +67,25 @@ func (s *Server) Register(ctx context.Context, req *meshpb.RegisterRequest) (*me
 	}
 	response.Position = toWire(s.state.Snapshot().Position())
 	return response, nil
+}
+
+// understand sorts what a node registers by service, and notes what is to be kept of
+// its instances; the rest is refused.
+func understand(node string, all []*meshpb.Registration) (wanted map[catalog.Name][]registration, keep map[catalog.InstanceKey]bool, refusals []*meshpb.Refusal) {
+	wanted, keep = make(map[catalog.Name][]registration), make(map[catalog.InstanceKey]bool)
+	for i, raw := range all {
+		r, err := parseRegistration(node, raw)
+		if err == nil && keep[r.key] {
+			err = fmt.Errorf("instance %s of %s is there twice: give each an id", r.key.ID, r.key.Service.Short())
+		}
+		if err != nil {
+			refusals = append(refusals, refusal(r, i, err))
+			continue
+		}
+		keep[r.key] = true
+		wanted[r.key.Service] = append(wanted[r.key.Service], r)
+	}
+	return wanted, keep, refusals
 }
 
 // parseRegistration reads leniently: a newer agent may say more than we know. What

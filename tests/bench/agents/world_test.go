@@ -3,6 +3,7 @@ package agents_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,6 +27,7 @@ import (
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/rpc"
 	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store"
 	"github.com/meshd/meshd/server/store/raftstore"
 	"github.com/meshd/meshd/tests/bench/agents"
 )
@@ -188,11 +190,17 @@ func (w *world) leaf(ctx context.Context, id spiffe.ID) *ca.Leaf {
 
 func (w *world) update(fn func(*state.Tx) error) catalog.Position {
 	w.tb.Helper()
-	at, err := w.states[0].Update(context.Background(), fn)
-	if err != nil {
-		w.tb.Fatal(err)
+	for tries := 1; ; tries++ {
+		at, err := w.states[0].Update(context.Background(), fn)
+		if err == nil {
+			return at
+		}
+		// A machine that is too busy may elect another leader; writing twice is harmless.
+		if again := errors.Is(err, store.ErrUnknownOutcome) || errors.Is(err, store.ErrNoLeader); !again || tries == 10 {
+			w.tb.Fatal(err)
+		}
+		w.tb.Logf("writing again: %v", err)
 	}
-	return at
 }
 
 func service(i int) catalog.Name {
