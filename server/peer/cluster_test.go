@@ -185,8 +185,13 @@ type setup struct {
 
 func listen(t *testing.T) net.Listener {
 	t.Helper()
+	return listenAt(t, "127.0.0.1:0")
+}
+
+func listenAt(t *testing.T, address string) net.Listener {
+	t.Helper()
 	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := lc.Listen(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -38,11 +37,7 @@ func boot(t *testing.T, key ca.ClusterKey, name, dir, address string, expect int
 	if n.id, err = raftstore.Identify(dir, name); err != nil {
 		t.Fatal(err)
 	}
-	var lc net.ListenConfig
-	listener, err := lc.Listen(t.Context(), "tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := listenAt(t, address)
 	admission, err := ca.NewAdmission(key, trustDomain, name)
 	if err != nil {
 		t.Fatal(err)

@@ -53,13 +53,19 @@ func newListener(inner net.Listener, config *tls.Config, id string, s *streams, 
 	}
 }
 
-// run accepts until ctx ends, then closes all connections.
-func (l *listener) run(ctx context.Context) error {
+// run accepts until ctx ends, and closes all connections when drained is closed,
+// which must follow; or until the port fails.
+func (l *listener) run(ctx context.Context, drained <-chan struct{}) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.inner.Close() }) // the only way to wake Accept
 	defer stop()
 	var group sync.WaitGroup
 	defer group.Wait()
-	defer l.end()
+	defer func() {
+		if ctx.Err() != nil { // else the port has failed, and others wait for that to be told
+			<-drained
+		}
+		l.end()
+	}()
 	for {
 		conn, err := l.inner.Accept()
 		switch {
@@ -127,7 +133,6 @@ func (l *listener) end() {
 	for conn := range open {
 		_ = conn.NetConn().Close() // without a farewell, for which a dead peer would be waited
 	}
-	l.grpc.shut()
 }
 
 func (l *listener) handshake(ctx context.Context, conn net.Conn) {

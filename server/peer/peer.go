@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
@@ -21,6 +22,10 @@ import (
 
 // DefaultPort is that of retry_join addresses without one.
 const DefaultPort = 7401
+
+// drainTime bounds how long a server that stops goes on with what others have
+// asked of it.
+const drainTime = time.Second
 
 var (
 	// ErrNotRunning says that Run has not begun, or has ended.
@@ -188,17 +193,33 @@ func (p *Peer) Run(ctx context.Context, cluster Cluster, local Local) error {
 	)
 	svc := &service{peer: p, cluster: cluster, local: local, promises: d, met: newMet()}
 	meshpb.RegisterPeerServer(server, svc)
-	group.Go(func() error { return l.run(ctx) })
+	drained := make(chan struct{})
+	group.Go(func() error { return l.run(ctx, drained) })
 	group.Go(func() error {
-		stop := context.AfterFunc(ctx, server.Stop)
-		defer stop()
-		if err := server.Serve(l.grpc); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("serve the other servers: %w", err)
-		}
-		return nil
+		defer close(drained)
+		return serve(ctx, server, l.grpc)
 	})
 	group.Go(func() error { return p.newSeeker(cluster, svc).run(ctx, p.pool.prune) })
 	return group.Wait() //nolint:wrapcheck // each says what failed
+}
+
+// serve answers calls until ctx ends, and then those that are under way: a server
+// that has forwarded a write is told what became of it, if that is soon.
+func serve(ctx context.Context, server *grpc.Server, from net.Listener) error {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		late := time.AfterFunc(drainTime, server.Stop)
+		defer late.Stop()
+		server.GracefulStop()
+	})
+	err := server.Serve(from)
+	if stop() {
+		server.Stop()
+		return fmt.Errorf("serve the other servers: %w", err)
+	}
+	<-done
+	return nil
 }
 
 // Waiting tells what this server waits for before it is a member of a cluster, for

@@ -30,19 +30,23 @@ func TestFounding(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			w, key := newWorld(), ca.GenerateClusterKey()
 			all, addresses := listeners(t, n)
+			for _, l := range all {
+				_ = l.Close() // it is refused there until the server is started
+			}
 			order := rand.Perm(n)
 			hosts := make([]*host, n)
 			for i, at := range order {
 				if i == n-1 && n > 1 {
 					last := hosts[order[0]]
 					until(t, "the others wait for "+addresses[at], func() bool {
-						return strings.HasPrefix(last.Waiting(), fmt.Sprintf("%d servers: have", n)) && strings.Count(last.Waiting(), "srv-") == n-1
+						return strings.HasPrefix(last.Waiting(), fmt.Sprintf("%d servers: have", n)) && strings.Count(last.Waiting(), "srv-") == n-1 &&
+							strings.HasSuffix(last.Waiting(), addresses[at]+": connect: connection refused")
 					})
 					if w.founded() != 0 {
 						t.Fatal("a cluster was founded before all were there")
 					}
 				}
-				hosts[at] = start(t, w, setup{name: fmt.Sprintf("srv-%d", at+1), key: key, expect: n, join: addresses, listener: all[at]})
+				hosts[at] = start(t, w, setup{name: fmt.Sprintf("srv-%d", at+1), key: key, expect: n, join: addresses, listener: listenAt(t, addresses[at])})
 			}
 			for _, h := range hosts {
 				h.awaitMember(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -95,11 +96,7 @@ func TestForward(t *testing.T) {
 	}
 
 	// It comes back, at the same address.
-	var lc net.ListenConfig
-	again, err := lc.Listen(t.Context(), "tcp", a.address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := listenAt(t, a.address)
 	back := start(t, a.cluster.world, setup{name: "srv-1", key: a.key, expect: 2, listener: again})
 	back.cluster.restore(b.cluster)
 	back.cluster.serve = func(context.Context, []byte) ([]byte, error) { return []byte("again"), nil }
@@ -109,6 +106,71 @@ func TestForward(t *testing.T) {
 	b.stop()
 	if _, err := b.Forward(t.Context(), a.id, a.address, nil); !errors.Is(err, store.ErrNoLeader) {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestDrain has a leader that stops while it is at a request: who has forwarded it
+// is told what became of it.
+func TestDrain(t *testing.T) {
+	a, b := pair(t, setup{}, setup{})
+	entered, finish := make(chan struct{}), make(chan struct{})
+	a.cluster.serve = func(context.Context, []byte) ([]byte, error) {
+		close(entered)
+		<-finish
+		return []byte("written"), nil
+	}
+	type result struct {
+		reply []byte
+		err   error
+	}
+	answered := make(chan result, 1)
+	go func() {
+		reply, err := b.Forward(t.Context(), a.id, a.address, []byte("write"))
+		answered <- result{reply, err}
+	}()
+	<-entered
+	stopped := make(chan struct{})
+	go func() {
+		a.stop()
+		close(stopped)
+	}()
+	until(t, "the port is closed", func() bool {
+		conn, err := net.Dial("tcp", a.address)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	})
+	close(finish)
+	if got := <-answered; got.err != nil || string(got.reply) != "written" {
+		t.Errorf("a write that was under way: %q, %v", got.reply, got.err)
+	}
+	<-stopped
+}
+
+// TestPortFails has a port that breaks: Run says so.
+func TestPortFails(t *testing.T) {
+	admission, err := ca.NewAdmission(ca.GenerateClusterKey(), trustDomain, "srv-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := listen(t)
+	p, err := peer.New(peer.Config{
+		Admission: admission, ID: "srv-1.00000001", Listener: port, Advertise: port.Addr().String(), Dir: t.TempDir(), Expect: 3,
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Status(t.Context()); !errors.Is(err, peer.ErrNotRunning) {
+		t.Errorf("asked before it runs: %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(t.Context(), newWorld().stand("srv-1.00000001"), peer.Local{}) }()
+	if err := port.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("it ends with %v", err)
 	}
 }
 
