@@ -55,6 +55,9 @@ func (c *course) next(told, configured []string, now time.Time) (server string, 
 	return "", again // not reached: some server was not tried
 }
 
+// begin lets any server be the next.
+func (c *course) begin() { clear(c.tried) }
+
 // end notes that a server could not be used, or not any more.
 func (c *course) end(server string, welcomed bool, now time.Time) {
 	if c.tried == nil {

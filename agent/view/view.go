@@ -257,11 +257,13 @@ func (v *View) Run(ctx context.Context) error {
 		}
 		first = false
 		welcomed, err := v.stream(ctx, server)
-		for errors.Is(err, errRenewed) && welcomed && ctx.Err() == nil {
-			welcomed, err = v.stream(ctx, server) // nothing is wrong with it
-		}
 		if ctx.Err() != nil {
 			break
+		}
+		if welcomed && errors.Is(err, errRenewed) {
+			c.begin() // nothing is wrong with it, and agents spread anew
+			backoff = minBackoff
+			continue
 		}
 		v.failed(server, err)
 		if welcomed {
