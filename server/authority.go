@@ -11,6 +11,7 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/builtin"
+	"github.com/meshd/meshd/server/fault"
 	"github.com/meshd/meshd/server/state"
 )
 
@@ -47,7 +48,10 @@ func (a *authority) Sign(ctx context.Context, req ca.SignRequest) (ca.Chain, err
 	if o == nil {
 		return nil, errNoAuthority
 	}
-	return o.signer.Sign(ctx, req) //nolint:wrapcheck // the authority's own words
+	fault.Point(fault.CASignBefore)
+	chain, err := o.signer.Sign(ctx, req)
+	fault.Point(fault.CASignAfter)
+	return chain, err //nolint:wrapcheck // the authority's own words
 }
 
 // Roots implements ca.Authority.

@@ -16,6 +16,7 @@ import (
 	"github.com/meshd/meshd/ca/builtin"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/acl"
+	"github.com/meshd/meshd/server/fault"
 	"github.com/meshd/meshd/server/state"
 	"github.com/meshd/meshd/server/store"
 )
@@ -65,6 +66,7 @@ func bootstrap(ctx context.Context, config Config, st *state.State, key ca.Clust
 	if err != nil {
 		return err
 	}
+	fault.Point(fault.KeyWriteBefore)
 	_, err = st.Update(ctx, func(tx *state.Tx) error { //nolint:contextcheck // making a CA does no I/O
 		cluster, exists := state.Clusters.Get(tx, state.Singleton{})
 		if exists {
@@ -87,6 +89,7 @@ func bootstrap(ctx context.Context, config Config, st *state.State, key ca.Clust
 		}
 		return state.Authorities.PutRaw(tx, ProviderBuiltin, raw)
 	})
+	fault.Point(fault.KeyWriteAfter)
 	if err != nil || token == nil {
 		return err //nolint:wrapcheck // says what was done
 	}
