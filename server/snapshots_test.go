@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/server"
 	"github.com/meshd/meshd/server/backup"
+	"github.com/meshd/meshd/server/client"
 )
 
 // The server that leads takes a snapshot by itself, encrypted under its own key,
@@ -52,5 +55,48 @@ func TestScheduledSnapshot(t *testing.T) {
 	i.stop() // while the next is due in an hour
 	if logs := i.logs.String(); !strings.Contains(logs, "a snapshot was taken") {
 		t.Errorf("the log says nothing of it:\n%s", logs)
+	}
+}
+
+// A cluster is saved and restored through any of its servers, and stays the cluster
+// that it is.
+func TestSnapshotOfACluster(t *testing.T) {
+	t.Parallel()
+	c := newTrio(t)
+	for i := range c.dirs {
+		c.start(t, i)
+	}
+	for i := range c.dirs {
+		c.await(t, i)
+	}
+	node := func(method string, through int, name, body string) int {
+		return call(t, c.running[through].local(), method, "http://x/v1/nodes/"+name, "", body, nil)
+	}
+	until(t, "a write", func() bool { return node(http.MethodPut, 0, "vm-a", `{"name":"vm-a"}`) == http.StatusOK })
+	for through := range c.dirs {
+		snapshot := c.running[through].snapshot(t)
+		other := (through + 1) % len(c.dirs)
+		until(t, "a deletion", func() bool {
+			code := node(http.MethodDelete, other, "vm-a", "")
+			return code == http.StatusOK || code == http.StatusNotFound
+		})
+		var done client.Restored
+		if code := call(t, c.running[other].local(), http.MethodPut, "http://x/v1/snapshot", "", snapshot, &done); code != http.StatusOK {
+			t.Fatalf("saved by server %d, restored by %d: status %d", through+1, other+1, code)
+		}
+		if !slices.Contains(done.Changes, client.RecordChange{Kind: "node", Added: 1}) {
+			t.Errorf("%+v", done)
+		}
+		for i := range c.dirs {
+			if code := node(http.MethodGet, i, "vm-a", ""); code != http.StatusOK {
+				t.Errorf("server %d, after a restore by %d: status %d", i+1, other+1, code)
+			}
+			var members struct {
+				Members []client.Member `json:"members"`
+			}
+			if code := call(t, c.running[i].local(), http.MethodGet, "http://x/v1/status", "", "", &members); code != http.StatusOK || len(members.Members) != 3 {
+				t.Errorf("server %d, after a restore by %d: status %d, %d members", i+1, other+1, code, len(members.Members))
+			}
+		}
 	}
 }

@@ -41,6 +41,7 @@ func (f *auditFlags) define(c *cobra.Command, limit int) {
 	c.Flags().StringVar(&f.Server, "server", "", "only of this server's log")
 	c.Flags().StringVar(&f.since, "since", "", "nothing older: 24h, 7d, or a time such as 2026-11-22T02:47:00Z")
 	c.Flags().IntVar(&f.Limit, "limit", limit, "at most so many, the newest")
+	_ = c.RegisterFlagCompletionFunc("outcome", cobra.FixedCompletions([]string{"allowed", "denied", "failed"}, cobra.ShellCompDirectiveNoFileComp)) // the flag was just defined
 }
 
 func (f *auditFlags) query() (client.AuditQuery, error) {

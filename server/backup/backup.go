@@ -111,6 +111,9 @@ func Restore(ctx context.Context, r io.Reader, e store.Engine, c Cluster, p Poli
 	if err != nil {
 		return Restored{}, fmt.Errorf("restore: %w", in.blame(err))
 	}
+	if _, err := e.Barrier(ctx); err != nil { // this member may lag behind
+		return Restored{}, fmt.Errorf("restore: %w", err)
+	}
 	before, err := e.List(ctx, "")
 	if err != nil {
 		return Restored{}, fmt.Errorf("restore: %w", err)
