@@ -84,7 +84,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	fs.StringVar(&o.markdown, "write", "", "`file` to write the report to as well: docs/benchmarks-server.md")
 	fs.StringVar(&o.json, "json", "bin/bench-server.json", "`file` for every single measurement; empty writes none")
 	fs.BoolVar(&o.keep, "keep", false, "keep what is made in -dir: the stores with their logs")
-	fs.BoolVar(&o.quick, "quick", false, "about three minutes: fewer and shorter rounds; other flags win")
+	fs.BoolVar(&o.quick, "quick", false, "about four minutes: fewer and shorter rounds; other flags win")
 	if err := fs.Parse(args); err != nil {
 		return o, errors.Join(errUsage, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -47,7 +48,11 @@ type writes struct {
 func newReport(ctx context.Context, o options) *report {
 	r := &report{options: o, Date: time.Now().UTC().Format(time.DateOnly)}
 	cpu := lineOf("/proc/cpuinfo", "model name")
-	r.Machine = []string{fmt.Sprintf("%d × %s, %s of memory, %s", runtime.NumCPU(), cpu, lineOf("/proc/meminfo", "MemTotal"), firstLine(ctx, "uname", "-sr"))}
+	r.Machine = []string{fmt.Sprintf("%d × %s, %s of memory, %s", runtime.NumCPU(), cpu, gibibytes(lineOf("/proc/meminfo", "MemTotal")), firstLine(ctx, "uname", "-sr"))}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		minutes := strings.Fields(string(load))
+		r.Machine = append(r.Machine, "load average before the run, of 1, 5 and 15 minutes: "+strings.Join(minutes[:min(3, len(minutes))], ", "))
+	}
 	if out := firstLine(ctx, "findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", o.dir); out != "" {
 		r.Machine = append(r.Machine, "disk of all stores: "+strings.Join(strings.Fields(out), " "))
 	}
@@ -72,6 +77,16 @@ func lineOf(path, name string) string {
 		}
 	}
 	return "unknown"
+}
+
+// gibibytes turns "24684100 kB" into "23.5 GiB".
+func gibibytes(text string) string {
+	number, _, _ := strings.Cut(text, " ")
+	kib, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return text
+	}
+	return fmt.Sprintf("%.1f GiB", kib/(1<<20))
 }
 
 // firstLine is that of what a program prints; "" if it fails.
