@@ -66,8 +66,9 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 		return false, fmt.Errorf("%w: the first message is no welcome", ErrProtocol)
 	}
 	heartbeat := millis(welcome.GetHeartbeatMs(), defaultHeartbeat)
-	lease := max(millis(welcome.GetLeaseMs(), defaultLease), 2*heartbeat)
-	watchdog.Reset(lease)
+	// There has to be time to find another server before the lease is over.
+	patience := max(millis(welcome.GetLeaseMs(), defaultLease)*3/5, 2*heartbeat)
+	watchdog.Reset(patience)
 
 	v.cfg.Log.InfoContext(ctx, "connected to a server", slog.String("server", server), slog.String("server_id", welcome.GetServer()))
 	v.setLink(&Link{Client: client, Server: server, ID: welcome.GetServer(), Since: time.Now()})
@@ -77,7 +78,7 @@ func (v *View) stream(ctx context.Context, server string) (welcomed bool, err er
 	writer.Go(func() { v.write(ctx, cancel, s, state, heartbeat) })
 	defer writer.Wait()
 	defer cancel(nil)
-	return true, cause(ctx, v.read(s, state, func() { watchdog.Reset(lease) }))
+	return true, cause(ctx, v.read(s, state, func() { watchdog.Reset(patience) }))
 }
 
 // reach waits until there is a connection, or why there is none can be told by the

@@ -61,6 +61,7 @@ func (s *Server) watchQuorum(ctx context.Context) error {
 	}
 	tick := time.NewTicker(quorumInterval)
 	defer tick.Stop()
+	told := false // who starts has sent nobody elsewhere
 	for {
 		away := s.config.Quorum()
 		switch isolated := away > quorumPatience; {
@@ -70,10 +71,13 @@ func (s *Server) watchQuorum(ctx context.Context) error {
 			s.log.WarnContext(ctx, "no majority of the servers is in reach: agents are sent to another server", slog.Duration("for", away))
 			s.fleet.closeAll(s.noQuorum())
 			s.watchers.closeAll(s.noQuorum())
+			told = true
 		default:
 			s.leases.restart()
 			s.isolated.Store(false)
-			s.log.InfoContext(ctx, "a majority of the servers is in reach again: agents are served")
+			if told {
+				s.log.InfoContext(ctx, "a majority of the servers is in reach again: agents are served")
+			}
 		}
 		select {
 		case <-ctx.Done():
