@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -249,4 +250,52 @@ func TestRemovedWhileAway(t *testing.T) {
 	if boots > 1 {
 		t.Errorf("it took %d more starts", boots)
 	}
+}
+
+// TestMovedServers has one server that comes back at another address, and then all
+// of them at once.
+func TestMovedServers(t *testing.T) {
+	key := ca.GenerateClusterKey()
+	all, addresses := listeners(t, 7)
+	for _, l := range all {
+		_ = l.Close() // only to have free ports
+	}
+	root := t.TempDir()
+	nodes := make([]*node, 3)
+	run := func(i int, at []string) {
+		name := fmt.Sprintf("srv-%d", i+1)
+		nodes[i] = boot(t, key, name, filepath.Join(root, name), at[i], 3, at, peer.Local{})
+	}
+	settled := func(at []string) func() bool {
+		return func() bool {
+			for _, n := range nodes {
+				for _, s := range n.engine.Servers() {
+					if leader, _ := n.engine.Leader(); leader == "" || !slices.Contains(at, s.Address) {
+						return false
+					}
+				}
+			}
+			return true
+		}
+	}
+	for i := range nodes {
+		run(i, addresses[:3])
+	}
+	nodes[0].write(t, "key-0")
+	until(t, "all know the servers", settled(addresses[:3]))
+
+	nodes[2].stop()
+	now := []string{addresses[0], addresses[1], addresses[3]}
+	run(2, now)
+	until(t, "the others know where the third is", settled(now))
+	nodes[2].write(t, "key-1")
+
+	for _, n := range nodes {
+		n.stop()
+	}
+	for i := range nodes {
+		run(i, addresses[4:])
+	}
+	nodes[0].write(t, "key-2")
+	until(t, "all know where all are", settled(addresses[4:]))
 }

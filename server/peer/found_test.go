@@ -56,6 +56,9 @@ func newTown(t *testing.T, seed uint64, n, expect int) *town {
 
 func (w *town) say(to peer.Member, call func(*peer.Seat) error) error {
 	i := slices.IndexFunc(w.seats, func(s *peer.Seat) bool { return s.Address == to.Address })
+	if i < 0 {
+		return errLost
+	}
 	w.meanwhile()
 	defer w.meanwhile()
 	if w.random.Float64() < w.loss {
@@ -104,8 +107,11 @@ func (q *quiet) Add(_ context.Context, id, address string, voter bool) error {
 	if len(q.in) == 0 {
 		return store.ErrNoLeader
 	}
-	if !slices.ContainsFunc(q.in, func(s peer.Server) bool { return s.ID == id }) {
-		q.in = append(slices.Clone(q.in), peer.Server{ID: id, Address: address, Voter: voter})
+	q.in = slices.Clone(q.in)
+	if i := slices.IndexFunc(q.in, func(s peer.Server) bool { return s.ID == id }); i >= 0 {
+		q.in[i].Address = address
+	} else {
+		q.in = append(q.in, peer.Server{ID: id, Address: address, Voter: voter})
 	}
 	return nil
 }
@@ -213,12 +219,14 @@ func TestLost(t *testing.T) {
 	for _, test := range []struct {
 		name        string
 		leads, has  bool
+		at          string
 		wantAdded   bool
 		wantWaiting string
 	}{
-		{"the others have no leader either", false, false, false, ""},
-		{"it is known, and just not reached", true, true, false, ""},
-		{"it was removed", true, false, true, "the leader, srv-2.00000001, which takes it"},
+		{"the others have no leader either", false, false, "10.0.0.1:7401", false, ""},
+		{"it is known, and just not reached", true, true, "10.0.0.1:7401", false, ""},
+		{"it was removed", true, false, "10.0.0.1:7401", true, "the leader, srv-2.00000001, which takes it"},
+		{"it has moved", true, true, "10.0.0.9:7401", true, "the leader, srv-2.00000001, which takes it"},
 	} {
 		w := newTown(t, 0, 3, 3)
 		for i, q := range w.stands {
@@ -228,12 +236,14 @@ func TestLost(t *testing.T) {
 				}
 			}
 		}
+		w.seats[0].Address = test.at
+		w.seats[0].Boot()
 		w.stands[1].leader = w.seats[1].ID
 		before := len(w.stands[1].in)
 		if got := w.seats[0].Lost(t.Context()); got != test.wantWaiting {
 			t.Errorf("%s: it waits for %q, want %q", test.name, got, test.wantWaiting)
 		}
-		if added := len(w.stands[1].in) > before; added != test.wantAdded {
+		if added := len(w.stands[1].in) > before || w.stands[1].in[0].Address == test.at && test.at != "10.0.0.1:7401"; added != test.wantAdded {
 			t.Errorf("%s: added is %t", test.name, added)
 		}
 	}

@@ -51,6 +51,20 @@ func (m *met) heard(found Member, direct bool, now time.Time) {
 	}
 }
 
+// addressOf returns where the server of an ID has said that it is, "" if it has not
+// lately.
+func (m *met) addressOf(id string, now time.Time) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	newest, found := time.Time{}, ""
+	for address, s := range m.seen {
+		if s.id == id && s.direct && now.Sub(s.at) <= metFor && s.at.After(newest) {
+			newest, found = s.at, address
+		}
+	}
+	return found
+}
+
 // servers are those to tell others of.
 func (m *met) servers() []*meshpb.KnownServer {
 	m.mu.Lock()

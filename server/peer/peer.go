@@ -110,6 +110,7 @@ type Peer struct {
 	streams   *streams
 	transport func() raft.Transport
 	pool      *pool
+	met       *met
 	running   atomic.Pointer[running]
 	waiting   atomic.Pointer[string]
 }
@@ -125,8 +126,8 @@ func New(cfg Config, log *slog.Logger) (*Peer, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("configure the connection of servers: %w", err)
 	}
-	p := &Peer{cfg: cfg, log: log, pool: newPool(cfg.Admission)}
-	p.streams = newStreams(cfg.Admission, cfg.Advertise)
+	p := &Peer{cfg: cfg, log: log, pool: newPool(cfg.Admission), met: newMet()}
+	p.streams = newStreams(cfg.Admission, cfg.Advertise, func(id string) string { return p.met.addressOf(id, time.Now()) })
 	p.transport = sync.OnceValue(func() raft.Transport { return newTransport(p.streams) })
 	return p, nil
 }
@@ -191,7 +192,7 @@ func (p *Peer) Run(ctx context.Context, cluster Cluster, local Local) error {
 		grpc.MaxSendMsgSize(meshpb.MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 	)
-	svc := &service{peer: p, cluster: cluster, local: local, promises: d, met: newMet()}
+	svc := &service{peer: p, cluster: cluster, local: local, promises: d, met: p.met}
 	meshpb.RegisterPeerServer(server, svc)
 	drained := make(chan struct{})
 	group.Go(func() error { return l.run(ctx, drained) })

@@ -88,6 +88,7 @@ func (t raftTransport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, a
 type streams struct {
 	admission *ca.Admission
 	address   streamAddr
+	moved     func(id string) string // where a server has said that it is, or ""
 	accepted  chan net.Conn
 
 	mu     sync.Mutex
@@ -96,10 +97,10 @@ type streams struct {
 	cancel context.CancelFunc
 }
 
-func newStreams(admission *ca.Admission, advertise string) *streams {
+func newStreams(admission *ca.Admission, advertise string, moved func(id string) string) *streams {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &streams{
-		admission: admission, address: streamAddr(advertise), accepted: make(chan net.Conn),
+		admission: admission, address: streamAddr(advertise), moved: moved, accepted: make(chan net.Conn),
 		open: map[*stream]struct{}{}, ctx: ctx, cancel: cancel,
 	}
 }
@@ -159,12 +160,23 @@ func (s *streams) Accept() (net.Conn, error) {
 }
 
 // Dial implements raft.StreamLayer. The target is what meant made; the time-out is
-// for exchanges, dialling has its own.
+// for exchanges, dialling has its own. Where the server has said that it is goes
+// before what the cluster's list says: servers that have all moved could not agree
+// on another list.
 func (s *streams) Dial(target raft.ServerAddress, _ time.Duration) (net.Conn, error) {
 	id, address, ok := strings.Cut(string(target), "@")
 	if !ok {
 		return nil, fmt.Errorf("connect to %q: it does not say which server is meant", target)
 	}
+	if now := s.moved(id); now != "" && now != address {
+		if conn, err := s.dial(id, now); err == nil {
+			return conn, nil
+		}
+	}
+	return s.dial(id, address)
+}
+
+func (s *streams) dial(id, address string) (net.Conn, error) {
 	conn, err := dial(s.ctx, s.admission, Name(id), address, ca.ALPNRaft)
 	if err != nil {
 		return nil, fmt.Errorf("connect to server %s at %s: %w", id, address, err)

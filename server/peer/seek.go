@@ -137,18 +137,19 @@ func (s *seeker) step(ctx context.Context, leaderless *time.Time) (waiting strin
 	}
 	leader, address := s.cluster.Leader()
 	servers := s.cluster.Servers()
+	i := slices.IndexFunc(servers, func(m Server) bool { return m.ID == s.id })
+	moved := i >= 0 && servers[i].Address != s.address
 	if leader == "" {
 		if leaderless.IsZero() {
 			*leaderless = time.Now()
 		}
-		if time.Since(*leaderless) > lostAfter {
+		if moved || time.Since(*leaderless) > lostAfter {
 			return s.lost(ctx, servers), nil
 		}
 		return "", nil
 	}
 	*leaderless = time.Time{}
-	i := slices.IndexFunc(servers, func(m Server) bool { return m.ID == s.id })
-	if i < 0 || servers[i].Address == s.address || leader == s.id { // a leader corrects its own
+	if !moved || leader == s.id { // a leader corrects its own
 		return "", nil
 	}
 	r, err := s.calls.join(ctx, Member{ID: leader, Address: address}, &meshpb.PeerJoinRequest{Id: s.id, Address: s.address})
@@ -162,13 +163,16 @@ func (s *seeker) step(ctx context.Context, leaderless *time.Time) (waiting strin
 	return "", nil
 }
 
-// lost asks whether the cluster goes on without this server, and then asks it to
-// take this one again.
+// lost asks whether the cluster goes on without this server, or looks for it at
+// another address, and then asks it to take this one again. That it says hello
+// tells the others where it is.
 func (s *seeker) lost(ctx context.Context, servers []Server) string {
 	replies, _ := s.greet(ctx, servers)
 	for _, r := range replies {
 		leads := slices.ContainsFunc(r.GetServers(), func(k *meshpb.KnownServer) bool { return k.GetLeader() })
-		knows := slices.ContainsFunc(r.GetServers(), func(k *meshpb.KnownServer) bool { return k.GetId() == s.id })
+		knows := slices.ContainsFunc(r.GetServers(), func(k *meshpb.KnownServer) bool {
+			return k.GetId() == s.id && k.GetAddress() == s.address
+		})
 		if !r.GetMember() || !leads || knows {
 			continue
 		}
