@@ -212,7 +212,9 @@ func inOrder(resources []resource) []resource {
 	return ordered
 }
 
-// fillRevisions tells the writer the revisions for his next compare-and-set.
+// fillRevisions tells the writer the revisions for his next compare-and-set. What
+// others have written since is not his: for that he is told his own revision, which
+// is not the newest any more.
 func (a *API) fillRevisions(out *client.Result, written []resource) {
 	s := a.cfg.State.Snapshot()
 	for i, r := range written {
@@ -220,7 +222,7 @@ func (a *API) fillRevisions(out *client.Result, written []resource) {
 			continue // deleted
 		}
 		if revision := r.revision(s); revision != 0 {
-			out.Changes[i].Revision = revision
+			out.Changes[i].Revision = min(revision, out.Position.Revision)
 		}
 	}
 }
