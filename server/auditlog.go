@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -35,13 +34,8 @@ func (c Audit) validate(p *catalog.Problems) {
 	}
 }
 
-// auditLog is this server's audit log, as the API wants it.
-type auditLog struct {
-	*audit.Log
-	server string
-}
-
-var _ api.AuditLog = auditLog{}
+// auditLog is this server's audit log.
+type auditLog struct{ *audit.Log }
 
 // newAuditLog returns the log in the server's state directory.
 func newAuditLog(config Config, server string, key ca.ClusterKey, log *slog.Logger) (auditLog, error) {
@@ -49,7 +43,7 @@ func newAuditLog(config Config, server string, key ca.ClusterKey, log *slog.Logg
 	if err != nil {
 		return auditLog{}, fmt.Errorf("open the audit log: %w", err)
 	}
-	return auditLog{server: server, Log: audit.New(audit.Config{
+	return auditLog{audit.New(audit.Config{
 		Dir: filepath.Join(config.DataDir, "audit"), Server: server, Key: secret,
 		FileBytes: int64(config.Audit.FileMiB) << 20, Files: config.Audit.Retain,
 	}, log)}, nil
@@ -77,44 +71,4 @@ func auditRecord(r api.AuditRecord) client.AuditRecord {
 		out.Changes = append(out.Changes, client.AuditChange(c))
 	}
 	return out
-}
-
-// Read implements api.AuditLog.
-func (l auditLog) Read(ctx context.Context, q client.AuditQuery) (client.AuditLog, error) {
-	if q.Server != "" && q.Server != l.server {
-		return client.AuditLog{}, &client.Error{
-			Code: client.CodeNotFound, Message: fmt.Sprintf("the audit log of server %q is not here, this is %q", q.Server, l.server), Next: "ask that server: --addr",
-		}
-	}
-	records, err := l.Log.Read(ctx, q)
-	return client.AuditLog{Records: records}, err //nolint:wrapcheck // says what was read
-}
-
-// Follow implements api.AuditLog.
-func (l auditLog) Follow(ctx context.Context, q client.AuditQuery, emit func(client.AuditLog) error) error {
-	for first := true; ; first = false {
-		changed, seen := l.Changed(), l.Stats().Seq
-		answer, err := l.Read(ctx, q)
-		if err != nil {
-			return err
-		}
-		n := len(answer.Records)
-		if n > 0 {
-			if err := emit(answer); err != nil {
-				return err
-			}
-			q.After = answer.Records[n-1].Seq
-		}
-		if first { // those were the newest; from now on all are wanted
-			q.Limit = client.MaxAudit
-		} else if n == q.Limit {
-			continue // there may be more
-		}
-		q.After = max(q.After, seen)
-		select {
-		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the caller's own
-		case <-changed:
-		}
-	}
 }

@@ -207,6 +207,9 @@ func (m *member) serveFleet(ctx context.Context, query []byte) ([]byte, error) {
 		}
 		return json.Marshal(said) //nolint:wrapcheck // our own type
 	}
+	if answer, asked, err := m.serveAudit(ctx, query); asked {
+		return answer, err
+	}
 	agents := m.agents.Load()
 	if agents == nil {
 		return nil, errStarting

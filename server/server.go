@@ -230,7 +230,7 @@ func (m *member) serve(ctx context.Context, inner net.Listener) error {
 		Cluster:   operators{m},
 		Metrics:   metrics,
 		Observe:   requests.observe,
-		Audit:     m.audit.note, Reserve: m.audit.reserve, AuditLog: m.audit,
+		Audit:     m.audit.note, Reserve: m.audit.reserve, AuditLog: clusterAudit{m},
 		Settings:  m.config.settings(),
 		Log:       m.log,
 		Info:      client.Status{Server: m.name, Version: m.config.Version, TrustDomain: m.config.TrustDomain, Started: m.begun},
