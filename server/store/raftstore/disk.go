@@ -70,6 +70,12 @@ func openDisk(cfg Config, logger hclog.Logger, fatal func(error), writes *watchd
 		end, err = checkTail(logDir, known)
 		d.files.end.Store(end)
 	}
+	if err == nil {
+		var done bool
+		if done, err = finishRotation(meta, segment.NewFiler(logDir, d.files), known, cfg.SegmentBytes); done {
+			d.files.end.Store(0)
+		}
+	}
 	var entries *wal.WAL
 	if err == nil {
 		entries, err = wal.Open(logDir, wal.WithMetaStore(meta), wal.WithSegmentFiler(segment.NewFiler(logDir, d.files)),
