@@ -114,6 +114,7 @@ func New(t *testing.T, p Plan) *Cluster {
 		s.Start()
 	}
 	// Cleanups run in the reverse order: this one while the files are there.
+	t.Cleanup(c.sweep)
 	t.Cleanup(c.keepLogs)
 	for _, s := range c.Servers {
 		s.Ready(30 * time.Second)
