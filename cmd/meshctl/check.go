@@ -104,6 +104,11 @@ func serverReport(ctx context.Context, api *client.Client) (report, error) {
 		return r, err
 	}
 	r.add(client.FactOK, "server %s %s, trust domain %s, revision %d", st.Server, st.Version, st.TrustDomain, st.Position.Revision)
+	members, err := api.Members(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.members(st.Server, members.Members)
 	if len(st.Held) > 0 {
 		r.add(client.FactFail, "%s", strings.ReplaceAll(heldText(st.Held), "\n", " "))
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -135,4 +136,25 @@ func (a *app) completeServers(c *cobra.Command, args []string, _ string) ([]stri
 		names = append(names, m.Name)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// members tells of the servers beside the one that was asked.
+func (r *report) members(asked string, members []client.Member) {
+	for _, m := range members {
+		switch {
+		case m.Problem != "":
+			r.add(client.FactFail, "server %s does not answer: %s → its log; if it is gone for good, meshctl operator raft remove %s", m.Name, m.Problem, m.Name)
+		case m.State == client.StateDifferent:
+			r.add(client.FactFail, "server %s has another state than the leader → stop it, move the folder store in its data_dir away, and start it", m.Name)
+		case m.Contact > 0:
+			r.add(client.FactFail, "server %s has had no leader for %s → check that the servers reach each other at port 7401", m.Name, m.Contact)
+		case !m.Voter:
+			r.add(client.FactOK, "server %s %s, has no vote", m.Name, m.Version)
+		case m.Name != asked:
+			r.add(client.FactOK, "server %s %s", m.Name, m.Version)
+		}
+	}
+	if len(members) > 0 && !slices.ContainsFunc(members, func(m client.Member) bool { return m.Leader }) {
+		r.add(client.FactFail, "no server leads: changes wait → start enough servers for a majority")
+	}
 }
