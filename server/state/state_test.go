@@ -427,6 +427,36 @@ func TestUnknownOutcome(t *testing.T) {
 	}
 }
 
+// TestUnknownDeletion: a deletion whose outcome is unknown stays so, as another may
+// have deleted the same: two who delete one revision can't both have done it.
+func TestUnknownDeletion(t *testing.T) {
+	t.Parallel()
+	ahead, engine := start(t)
+	put := func(tx *state.Tx) error { return state.Namespaces.Put(tx, "a", catalog.Namespace{Name: "a"}) }
+	remove := func(tx *state.Tx) error { state.Namespaces.Delete(tx, "a"); return nil }
+	update(t, ahead, put)
+	s := state.New(lossy{Engine: deletedMeanwhile{engine, ahead, remove}}, slog.New(slog.DiscardHandler))
+	go func() { _ = s.Run(t.Context()) }()
+	<-s.Ready()
+	if _, err := s.Update(t.Context(), remove); !errors.Is(err, store.ErrUnknownOutcome) {
+		t.Errorf("deleted by another one, while the answer was lost: %v, want an unknown outcome", err)
+	}
+}
+
+// deletedMeanwhile is an engine by which another deletes before a barrier.
+type deletedMeanwhile struct {
+	store.Engine
+	other  *state.State
+	remove func(*state.Tx) error
+}
+
+func (d deletedMeanwhile) Barrier(ctx context.Context) (store.Position, error) {
+	if _, err := d.other.Update(ctx, d.remove); err != nil {
+		return store.Position{}, err
+	}
+	return d.Engine.Barrier(ctx)
+}
+
 // lagging is an engine whose watch brings nothing while it is held back, as that of
 // a server which is behind the others.
 type lagging struct {

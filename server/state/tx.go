@@ -109,15 +109,18 @@ func (tx *Tx) holdsAlready(key string, w write) bool {
 	return exists != w.delete && (w.delete || string(raw) == string(w.raw))
 }
 
-// holds reports whether s is what the transaction wanted to write, by content.
+// holds reports whether s is what the transaction wanted to write, by content. That
+// something is gone proves nothing by itself: others may have deleted it.
 func (tx *Tx) holds(s *Snapshot) bool {
+	wrote := false
 	for key, w := range tx.writes {
 		raw, exists := s.raw(key)
 		if exists == w.delete || !w.delete && string(raw) != string(w.raw) {
 			return false
 		}
+		wrote = wrote || !w.delete
 	}
-	return true
+	return wrote
 }
 
 func (tx *Tx) describe() string {
