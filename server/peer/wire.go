@@ -43,8 +43,23 @@ func dial(ctx context.Context, admission *ca.Admission, name, address, alpn stri
 	return secure, nil
 }
 
-// watchful has the kernel notice a dead machine soon. A connection that is no TCP
-// is left alone, and so is one that has ended already.
+// Options of sockets since Linux 6.15 (include/uapi/linux/tcp.h), in microseconds.
+const (
+	tcpRTOMin    = 45 // TCP_RTO_MIN_US
+	tcpDelackMax = 46 // TCP_DELACK_MAX_US
+)
+
+// Between servers a lost packet is sent again after 20 ms and the round trip, where
+// the kernel's least is 200 ms (RFC 6298 even says 1 s): a few in a row would cost a
+// leader its lease. Acknowledgements are then not put off for longer than half of it.
+// With every third packet lost, a cluster of three makes five times as many writes.
+const (
+	resendAfter = 20 * time.Millisecond
+	ackWithin   = 10 * time.Millisecond
+)
+
+// watchful has the kernel notice a dead machine soon, and lost packets sooner. A
+// connection that is no TCP is left alone, and so is one that has ended already.
 func watchful(conn net.Conn) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
@@ -58,6 +73,9 @@ func watchful(conn net.Conn) {
 	_ = raw.Control(func(fd uintptr) {
 		// RFC 5482; for Linux it counts for keep-alive probes too.
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence.Milliseconds())) // it may have ended
+		// Kernels that do not know them go on as they did.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, tcpRTOMin, int(resendAfter.Microseconds()))
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, tcpDelackMax, int(ackWithin.Microseconds()))
 	})
 }
 
