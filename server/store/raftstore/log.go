@@ -92,8 +92,11 @@ func (g *guardedLog) StoreLogs(entries []*raft.Log) error {
 		sealed[i] = seal(entry)
 		bytes += uint64(len(entry.Data) + len(sealed[i].Extensions) + entryOverhead)
 	}
-	if err := g.files.fits(bytes); err != nil {
-		return err
+	if g.files.fits(bytes) != nil {
+		g.files.provide() // the next file may only not have been made yet
+		if err := g.files.fits(bytes); err != nil {
+			return err
+		}
 	}
 	return g.guard("write log entries", func() error {
 		if err := fault.Err(fault.LogWriteBefore); err != nil {
