@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 )
 
 // Recode decodes a log entry and encodes what was found.
@@ -40,3 +41,9 @@ func Stall(e *Engine) func() { return e.writes.begin() }
 
 // NewLogger is what Raft logs to.
 func NewLogger(log *slog.Logger) hclog.Logger { return newLogger(log) }
+
+// NewWire returns what Raft sees of a transport.
+func NewWire(inner raft.Transport) (wire raft.Transport, stop func()) {
+	w := newWire(inner, func() error { return nil })
+	return w, func() { _ = w.close() }
+}

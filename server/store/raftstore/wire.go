@@ -21,7 +21,8 @@ var errAnother = errors.New("another member answers at this address")
 //   - takes answers only from the member that was asked;
 //   - remembers when each member answered last, and how long its log was;
 //   - lets a leader's word of what is committed reach only as far as the entries
-//     that it has compared (see known);
+//     that it has compared (see known), and arrive before new entries are written
+//     (see first);
 //   - can hand this member a request of its own (see nominate).
 type wire struct {
 	raft.Transport
@@ -29,6 +30,7 @@ type wire struct {
 	silent func() error // not nil while nothing may be sent
 	rpcs   chan raft.RPC
 	done   chan struct{}
+	told   uint64 // how far first has gone; of relay
 
 	mu    sync.Mutex
 	heard map[string]heard // by ID
@@ -55,9 +57,8 @@ func (w *wire) relay() {
 	for {
 		select {
 		case rpc := <-in:
-			select {
-			case w.rpcs <- known(rpc):
-			case <-w.done:
+			rpc = known(rpc)
+			if before, ok := w.first(rpc); ok && !w.hand(before) || !w.hand(rpc) {
 				return
 			}
 		case <-w.done:
@@ -83,6 +84,35 @@ func known(rpc raft.RPC) raft.RPC {
 		rpc.Command = &bounded
 	}
 	return rpc
+}
+
+// hand gives a request to Raft. It reports false when the wrapper is closed.
+func (w *wire) hand(rpc raft.RPC) bool {
+	select {
+	case w.rpcs <- rpc:
+		return true
+	case <-w.done:
+		return false
+	}
+}
+
+// first returns what a request with entries says of those before them, as a
+// request of its own. Raft writes and syncs the new entries before it applies the
+// old ones, so that under load everything that waits for a follower's state would
+// wait for the next write too.
+func (w *wire) first(rpc raft.RPC) (raft.RPC, bool) {
+	a, ok := rpc.Command.(*raft.AppendEntriesRequest)
+	if !ok || len(a.Entries) == 0 {
+		return raft.RPC{}, false
+	}
+	committed := min(a.LeaderCommitIndex, a.PrevLogEntry)
+	if committed <= w.told {
+		return raft.RPC{}, false
+	}
+	w.told = committed
+	before := *a
+	before.Entries, before.LeaderCommitIndex = nil, committed
+	return raft.RPC{Command: &before, RespChan: make(chan raft.RPCResponse, 1)}, true
 }
 
 // close ends the wrapper and closes what it wraps, if that can be closed.

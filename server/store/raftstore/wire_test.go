@@ -3,9 +3,11 @@ package raftstore_test
 import (
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 
 	"github.com/meshd/meshd/server/store"
+	"github.com/meshd/meshd/server/store/raftstore"
 )
 
 // A former leader has an entry that nobody else has. The next leader compares the
@@ -82,5 +84,61 @@ func TestVotesOnce(t *testing.T) {
 	eventually(t, "the member is up", func() bool { return voter.Stats().Term >= term })
 	if ask(c.members[1], term) {
 		t.Error("a second vote in one term, after a restart")
+	}
+}
+
+// What a request with entries says to be committed is applied before the entries
+// are written, and no more than that.
+func TestCommitIsToldBeforeEntries(t *testing.T) {
+	_, inner := raft.NewInmemTransport("")
+	w, stop := raftstore.NewWire(inner)
+	defer stop()
+	_, leader := raft.NewInmemTransport("")
+	leader.Connect(inner.LocalAddr(), inner)
+	ask := func(previous, committed uint64, entries int) []raft.AppendEntriesRequest {
+		t.Helper()
+		request := &raft.AppendEntriesRequest{Term: 1, PrevLogEntry: previous, LeaderCommitIndex: committed}
+		for i := range entries {
+			request.Entries = append(request.Entries, &raft.Log{Index: previous + uint64(i) + 1})
+		}
+		done := make(chan error, 1)
+		go func() { done <- leader.AppendEntries("f", inner.LocalAddr(), request, &raft.AppendEntriesResponse{}) }()
+		var got []raft.AppendEntriesRequest
+		for {
+			select {
+			case rpc := <-w.Consumer():
+				a, ok := rpc.Command.(*raft.AppendEntriesRequest)
+				if !ok {
+					t.Fatalf("%T", rpc.Command)
+				}
+				got = append(got, *a)
+				rpc.Respond(&raft.AppendEntriesResponse{}, nil)
+			case err := <-done:
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+		}
+	}
+	for _, row := range []struct {
+		name                string
+		previous, committed uint64
+		entries             int
+		want                [][2]uint64 // commit index and number of entries
+	}{
+		{"nothing is committed", 5, 0, 2, [][2]uint64{{0, 2}}},
+		{"a part is committed", 7, 4, 1, [][2]uint64{{4, 0}, {4, 1}}},
+		{"it is known already", 8, 4, 1, [][2]uint64{{4, 1}}},
+		{"all and more is committed", 9, 20, 2, [][2]uint64{{9, 0}, {11, 2}}},
+		{"no entries", 11, 20, 0, [][2]uint64{{11, 0}}},
+	} {
+		var have [][2]uint64
+		for _, a := range ask(row.previous, row.committed, row.entries) {
+			have = append(have, [2]uint64{a.LeaderCommitIndex, uint64(len(a.Entries))})
+		}
+		if diff := cmp.Diff(row.want, have); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", row.name, diff)
+		}
 	}
 }
