@@ -22,8 +22,7 @@ func serverCommand() *cobra.Command {
 		start: func(config server.Config, log *slog.Logger) (service[server.Config], error) {
 			config.Version = version
 			s, err := server.New(config, log)
-			keepHeap(serverHeap)
-			return serverService{s}, err
+			return newServerService(s), err
 		},
 		level: func(c server.Config) string { return c.LogLevel },
 		live:  server.LiveKeys(), atStart: server.StartKeys(),

@@ -1,7 +1,4 @@
 package main
 
-// For tests of package main_test.
-var (
-	AfterCollection = afterCollection
-	GCPercent       = gcPercent
-)
+// NewServerService is for tests of package main_test.
+var NewServerService = newServerService
