@@ -145,6 +145,50 @@ func (e *Engine) ask(ctx context.Context, s raft.Server, term uint64, answers ch
 	}()
 }
 
+// spread tells the followers that have the entry of an index that it is committed,
+// if Raft has nothing newer to send them with it: otherwise one that waits for its
+// own state to have what it has just written waits for CommitInterval. It does not
+// wait for their answers, and leaves out who has not answered the last time.
+func (e *Engine) spread(index uint64) {
+	r, leads, _ := e.current()
+	if leads == nil || index == 0 || r.LastIndex() != index {
+		return
+	}
+	e.mu.Lock()
+	wire := e.wire
+	e.mu.Unlock()
+	header := e.header(wire)
+	for _, s := range servers(r) {
+		if s.ID == raft.ServerID(e.cfg.ID) || wire.of(string(s.ID)).last < index || !e.quiet(s.ID) {
+			continue
+		}
+		request := raft.AppendEntriesRequest{
+			RPCHeader: header, Term: leads.number, PrevLogEntry: index, PrevLogTerm: leads.number, LeaderCommitIndex: index,
+		}
+		go func() {
+			defer e.loud(s.ID)
+			var reply raft.AppendEntriesResponse
+			_ = wire.AppendEntries(s.ID, s.Address, &request, &reply) // Raft says the same a little later
+		}()
+	}
+}
+
+// quiet reports whether nothing is being spread to a member, and notes that
+// something is until loud.
+func (e *Engine) quiet(id raft.ServerID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was := !e.spreading[id]
+	e.spreading[id] = true
+	return was
+}
+
+func (e *Engine) loud(id raft.ServerID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.spreading, id)
+}
+
 // header is what Raft puts before its own requests.
 func (e *Engine) header(w *wire) raft.RPCHeader {
 	id := raft.ServerID(e.cfg.ID)

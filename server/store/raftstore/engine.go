@@ -74,21 +74,22 @@ type Engine struct {
 	epoch    atomic.Uint64 // of the claim under which Lead's function runs now, or 0
 	reads    rounds        // of Barrier
 
-	mu       sync.Mutex
-	raft     *raft.Raft // set before ready
-	wire     *wire      // set with raft
-	files    *files     // set with raft
-	shunned  shunned    // the leadership of a full disk
-	lines    map[raft.ServerID]chan struct{}
-	term     *term          // not nil while this member leads and its state is complete
-	turn     chan struct{}  // closed when term changes
-	news     chan struct{}  // closed when the leader or the servers change
-	led      time.Time      // when this member led last, or started
-	hold     *tenure        // not nil while Lead's function runs
-	requests sync.WaitGroup // goroutines that wait for Raft
-	drained  bool           // there will be no further ones
-	reach    reach          // who waits for a revision
-	marks    marks          // hashes of the state
+	mu        sync.Mutex
+	raft      *raft.Raft // set before ready
+	wire      *wire      // set with raft
+	files     *files     // set with raft
+	shunned   shunned    // the leadership of a full disk
+	lines     map[raft.ServerID]chan struct{}
+	spreading map[raft.ServerID]bool // who is being told what is committed
+	term      *term                  // not nil while this member leads and its state is complete
+	turn      chan struct{}          // closed when term changes
+	news      chan struct{}          // closed when the leader or the servers change
+	led       time.Time              // when this member led last, or started
+	hold      *tenure                // not nil while Lead's function runs
+	requests  sync.WaitGroup         // goroutines that wait for Raft
+	drained   bool                   // there will be no further ones
+	reach     reach                  // who waits for a revision
+	marks     marks                  // hashes of the state
 }
 
 // term is one uninterrupted leadership of Raft.
@@ -107,18 +108,19 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	}
 	life, stop := context.WithCancel(context.Background())
 	return &Engine{
-		cfg:     cfg.withDefaults(),
-		log:     log,
-		space:   store.NewSpace(),
-		life:    life,
-		stop:    stop,
-		closing: make(chan struct{}),
-		stopped: make(chan struct{}),
-		ready:   make(chan struct{}),
-		fatal:   make(chan error, 1),
-		lines:   make(map[raft.ServerID]chan struct{}),
-		turn:    make(chan struct{}),
-		news:    make(chan struct{}),
+		cfg:       cfg.withDefaults(),
+		log:       log,
+		space:     store.NewSpace(),
+		life:      life,
+		stop:      stop,
+		closing:   make(chan struct{}),
+		stopped:   make(chan struct{}),
+		ready:     make(chan struct{}),
+		fatal:     make(chan error, 1),
+		lines:     make(map[raft.ServerID]chan struct{}),
+		spreading: make(map[raft.ServerID]bool),
+		turn:      make(chan struct{}),
+		news:      make(chan struct{}),
 	}, nil
 }
 

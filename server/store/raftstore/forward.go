@@ -203,7 +203,9 @@ func (e *Engine) Serve(ctx context.Context, request []byte) ([]byte, error) {
 		if err != nil || !c.travels() {
 			return nil, fmt.Errorf("%w: a command from another server: %w", store.ErrInvalid, errors.Join(err, errCommand))
 		}
-		return encodeReply(e.apply(ctx, body)), nil
+		o, err := e.apply(ctx, body)
+		e.spread(o.index)
+		return encodeReply(o, err), nil
 	case askRemove:
 		return encodeReply(outcome{}, e.Remove(ctx, string(body))), nil
 	default:

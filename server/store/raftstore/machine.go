@@ -44,7 +44,7 @@ func (e *Engine) newMachine() *machine {
 type outcome struct {
 	position store.Position
 	epoch    uint64
-	index    uint64 // of a mark
+	index    uint64 // of the entry
 	err      error
 }
 
@@ -87,6 +87,7 @@ func (m *machine) apply(entry *raft.Log) outcome {
 		return outcome{err: m.broken}
 	}
 	o := m.change(c, entry.Index)
+	o.index = entry.Index
 	if fault.Bug(fault.ApplyTwice) {
 		m.applyAgain(c, entry.Index, o)
 	}
@@ -128,7 +129,6 @@ func (m *machine) change(c command, index uint64) outcome {
 	case commandDropStage:
 		m.space.DropStage(c.Generation)
 	case commandMark:
-		o.index = index
 		m.verify(index)
 	}
 	return o
