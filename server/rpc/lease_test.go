@@ -348,6 +348,9 @@ func TestSlowStreamCoalesces(t *testing.T) {
 				wait(rpc.DefaultHeartbeat)
 			}
 		}
+		if m := c.rpc.Metrics(); m.Lag < 4*rpc.DefaultHeartbeat || m.Behind < commits/2 || m.Streams != 1 {
+			t.Errorf("while it does not read: %+v", m)
+		}
 		a := &agent{tb: t, held: make(map[string]map[string]string)}
 		messages := 0
 		for a.at != c.state.Snapshot().Position() {
@@ -361,6 +364,9 @@ func TestSlowStreamCoalesces(t *testing.T) {
 		want := `{"health":"passing","checks":[{"name":"4999","health":"","since":"0001-01-01T00:00:00Z"}]}`
 		if diff := cmp.Diff(want, a.held["upstream default/api default/web"]["status/vm-a/api"]); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
+		}
+		if m := c.rpc.Metrics(); m.Lag != 0 || m.Behind != 0 || m.Sent == 0 {
+			t.Errorf("when it has read: %+v", m)
 		}
 		if c.lease().Lost {
 			t.Error("its heartbeats were not heard")
