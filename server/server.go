@@ -160,23 +160,28 @@ func (s *Server) Run(ctx context.Context) error {
 		ended <- frontErr
 	}()
 	select {
-	case err := <-ended:
+	case err = <-ended:
+	case cause := <-failed:
+		giveUp(ended)
+		return fmt.Errorf("the server must stop: %w", cause)
+	}
+	select {
+	case cause := <-failed: // what ended the store, and not what was ended by it
+		return fmt.Errorf("the server must stop: %w", cause)
+	default:
 		return err
-	case err := <-failed:
-		return giveUp(ended, fmt.Errorf("the server must stop: %w", err))
 	}
 }
 
-// giveUp returns err once all has ended, or after a while: whatever writes to a
-// disk that hangs never ends, and the process must.
-func giveUp(ended <-chan error, err error) error {
+// giveUp returns once all has ended, or after a while: whatever writes to a disk
+// that hangs never ends, and the process must.
+func giveUp(ended <-chan error) {
 	timer := time.NewTimer(failTime)
 	defer timer.Stop()
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // what follows from the cause says nothing new
 	case <-timer.C:
 	}
-	return err
 }
 
 // member is a server with its parts.
