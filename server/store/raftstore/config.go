@@ -44,9 +44,6 @@ type Config struct {
 	// advance, so that a full disk does not stop the log in the middle. 0 means
 	// 64 MiB.
 	SegmentBytes int
-	// Synced, if not nil, is told how long each sync of the log took. It must not
-	// block.
-	Synced func(took time.Duration)
 	// SnapshotEntries is after how many log entries the state is saved and the
 	// log cut; SnapshotInterval is how often that is looked at; TrailingEntries
 	// stay in the log for members that lag. 0 means 8192, 30 s and 10240.

@@ -43,10 +43,10 @@ var errNoRoom = errors.New("no space left on device")
 type files struct {
 	*walfs.FS
 
-	dir    string
-	bytes  uint64 // of a file of the log
-	left   func(dir string) (uint64, error)
-	synced func(took time.Duration) // may be nil
+	dir   string
+	bytes uint64 // of a file of the log
+	left  func(dir string) (uint64, error)
+	syncs syncTimes
 
 	mu    sync.Mutex // held while spare is made or taken
 	spare atomic.Bool
@@ -59,7 +59,7 @@ var _ types.VFS = (*files)(nil)
 // newFiles looks at the room in dir and allocates what a full disk would lack
 // later, as far as there is room.
 func newFiles(dir string, cfg Config) *files {
-	f := &files{FS: walfs.New(), dir: dir, bytes: uint64(cfg.SegmentBytes), left: cfg.left, synced: cfg.Synced} //nolint:gosec // positive by Config.Validate
+	f := &files{FS: walfs.New(), dir: dir, bytes: uint64(cfg.SegmentBytes), left: cfg.left} //nolint:gosec // positive by Config.Validate
 	path := filepath.Join(dir, spareName)
 	if info, err := os.Stat(path); err == nil && info.Size() == int64(cfg.SegmentBytes) {
 		f.spare.Store(true)
@@ -213,8 +213,6 @@ func (f *file) Sync() error {
 	if err := f.WritableFile.Sync(); err != nil {
 		return err //nolint:wrapcheck // names the file
 	}
-	if f.files.synced != nil {
-		f.files.synced(time.Since(begun))
-	}
+	f.files.syncs.note(time.Since(begun))
 	return fault.Err(fault.FsyncAfter)
 }

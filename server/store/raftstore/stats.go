@@ -1,7 +1,9 @@
 package raftstore
 
 import (
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -24,6 +26,53 @@ type Stats struct {
 	// too little for writes of clients, DiskHung that a write to it does not end.
 	RoomBytes          uint64
 	DiskFull, DiskHung bool
+	// Syncs tells how long the syncs of the log have taken since the start.
+	Syncs Syncs
+}
+
+// Syncs is a histogram of durations.
+type Syncs struct {
+	Count uint64
+	Sum   time.Duration
+	// Buckets counts those that took at most so many seconds, shorter ones
+	// included.
+	Buckets map[float64]uint64
+}
+
+// syncBounds are the buckets of Syncs, in seconds: from a disk with a battery to
+// one that is about to be given up.
+func syncBounds() [12]float64 {
+	return [...]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}
+}
+
+// syncTimes collects Syncs.
+type syncTimes struct {
+	mu      sync.Mutex
+	count   uint64
+	sum     time.Duration
+	buckets [12]uint64 // cumulative
+}
+
+func (s *syncTimes) note(took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.count++
+	s.sum += took
+	for i, bound := range syncBounds() {
+		if took.Seconds() <= bound {
+			s.buckets[i]++
+		}
+	}
+}
+
+func (s *syncTimes) stats() Syncs {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := Syncs{Count: s.count, Sum: s.sum, Buckets: make(map[float64]uint64, len(s.buckets))}
+	for i, bound := range syncBounds() {
+		all.Buckets[bound] = s.buckets[i]
+	}
+	return all
 }
 
 // counters are those of Stats.
@@ -41,6 +90,7 @@ func (e *Engine) Stats() Stats {
 	return Stats{
 		SnapshotsSaved: e.counts.saved.Load(), SnapshotsInstalled: e.counts.installed.Load(), SnapshotBytes: e.counts.bytes.Load(),
 		RoomBytes: files.free.Load(), DiskFull: files.room() != nil, DiskHung: e.writes.stalled() != nil,
+		Syncs:   files.syncs.stats(),
 		Leading: r.State() == raft.Leader, Term: r.CurrentTerm(),
 		Last: r.LastIndex(), Committed: r.CommitIndex(), Applied: r.AppliedIndex(),
 	}
