@@ -64,9 +64,12 @@ func (s *rounds) run(ask func() (store.Position, error)) {
 
 // confirm returns the position of this member if it leads, after a majority has
 // answered a request that was sent after the call: there was no later leader
-// then. What was acknowledged before the call was acknowledged by this leader, and
-// so is applied here, or by an earlier one, and so was applied when the term
-// began.
+// then. What was acknowledged before the call was acknowledged by this leader, or by
+// an earlier one, and so was applied when the term began. What was seen before the
+// call may be part of another member's state already and not of this one's: a
+// follower may apply sooner what the leader has told it is committed. So the
+// position is that of all that was committed at the time of the call (Ongaro,
+// "Consensus: Bridging Theory and Practice", 2014, section 6.4).
 //
 // Raft's own VerifyLeader does not do: it takes any answer that arrives after the
 // question, also one to a request that was sent long before it, which a process
@@ -79,6 +82,7 @@ func (e *Engine) confirm(ctx context.Context) (store.Position, error) {
 	if err := e.writes.stalled(); err != nil {
 		return store.Position{}, fmt.Errorf("%w on this server: %w", store.ErrNoLeader, err)
 	}
+	committed := r.CommitIndex()
 	ctx, stop := context.WithTimeout(ctx, e.cfg.HeartbeatTimeout)
 	defer stop()
 	members := r.GetConfiguration() // does not wait for Raft's main loop
@@ -116,7 +120,42 @@ func (e *Engine) confirm(ctx context.Context) (store.Position, error) {
 	if needed > 0 || r.CurrentTerm() != leads.number || r.State() != raft.Leader {
 		return store.Position{}, e.noLeader(r)
 	}
+	if err := e.catchUpTo(ctx, max(leads.floor, e.newestCommand(committed, leads.floor))); err != nil {
+		return store.Position{}, fmt.Errorf("%w: what is committed is not applied yet: %w", store.ErrNoLeader, err)
+	}
 	return e.space.Position(), nil
+}
+
+// newestCommand returns the index of the newest command in the log up to an index,
+// or floor if there is none after that: entries of other kinds never reach the state.
+func (e *Engine) newestCommand(index, floor uint64) uint64 {
+	var entry raft.Log
+	for ; index > max(floor, e.applied.Load()); index-- {
+		err := e.logs.GetLog(index, &entry)
+		if err != nil || entry.Type == raft.LogCommand {
+			return index // one that was cut off is applied; one that can't be read ends the engine
+		}
+	}
+	return floor
+}
+
+// catchUpTo waits until the entry of an index is part of this member's state.
+func (e *Engine) catchUpTo(ctx context.Context, index uint64) error {
+	_, leads, _ := e.current()
+	if leads == nil {
+		return store.ErrNoLeader
+	}
+	for index > max(leads.floor, e.applied.Load()) {
+		select {
+		case <-e.space.Changed():
+		case <-time.After(time.Millisecond): // an entry may have changed nothing
+		case <-leads.over:
+			return store.ErrNoLeader
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // ask sends one heartbeat and tells whether s still follows in this term. A

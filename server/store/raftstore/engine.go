@@ -72,6 +72,8 @@ type Engine struct {
 	leading  atomic.Bool   // a call of Lead is at work
 	belonged atomic.Bool   // this member was on a committed list of servers
 	epoch    atomic.Uint64 // of the claim under which Lead's function runs now, or 0
+	logs     raft.LogStore // set before raft
+	applied  atomic.Uint64 // index of the newest entry that this process has made part of the state
 	reads    rounds        // of Barrier
 
 	mu        sync.Mutex
@@ -96,6 +98,7 @@ type Engine struct {
 type term struct {
 	number uint64 // Raft's
 	begun  time.Time
+	floor  uint64        // entries up to this one were applied when the term began
 	over   chan struct{} // closed when this member has learnt that it is over
 }
 
@@ -226,6 +229,7 @@ func (e *Engine) start(d *disk, w *wire, logger hclog.Logger) (*raft.Raft, error
 	if err != nil {
 		return nil, err
 	}
+	e.logs = logs
 	cfg := e.raftConfig(logger)
 	if e.cfg.Transport == nil {
 		known, err := raft.HasExistingState(logs, d.log, d.snapshots)
@@ -312,7 +316,7 @@ func (e *Engine) serve(ctx context.Context, r *raft.Raft) error {
 // establish makes the state of a new leader complete: everything that an earlier
 // leader acknowledged is applied when the barrier is.
 func (e *Engine) establish(r *raft.Raft) {
-	number := r.CurrentTerm()
+	number, floor := r.CurrentTerm(), r.LastIndex()
 	err := e.wait(func() error { return r.Barrier(0).Error() })
 	if err == nil && e.space.Position().IsZero() {
 		begin := command{Kind: commandBegin, Generation: store.NewGeneration()}
@@ -327,7 +331,7 @@ func (e *Engine) establish(r *raft.Raft) {
 	if r.CurrentTerm() != number {
 		return // the barrier may be of another term; the channel will tell
 	}
-	e.setTerm(&term{number: number, begun: time.Now(), over: make(chan struct{})})
+	e.setTerm(&term{number: number, begun: time.Now(), floor: floor, over: make(chan struct{})})
 	e.readied.Do(func() { close(e.ready) })
 	e.log.Info("store leads", slog.String("generation", e.space.Position().Generation),
 		slog.Uint64("revision", e.space.Position().Revision))

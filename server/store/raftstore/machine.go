@@ -23,6 +23,8 @@ type machine struct {
 	configured     func(raft.Configuration)
 	verify         func(index uint64)
 	counts         *counters
+	// reached is told the index of the newest entry that is part of the state.
+	reached func(index uint64)
 
 	broken error   // set once: no entry is applied after one that can't be read
 	again  command // the planted bug ApplyTwice
@@ -35,7 +37,7 @@ var (
 
 func (e *Engine) newMachine() *machine {
 	return &machine{
-		space: e.space, fatal: e.fail, counts: &e.counts, moved: e.claimMoved, arrived: e.arrived, configured: e.configured,
+		space: e.space, fatal: e.fail, counts: &e.counts, reached: e.applied.Store, moved: e.claimMoved, arrived: e.arrived, configured: e.configured,
 		verify: func(index uint64) { e.marks.take(index, e.space.Save(), e.spawn) },
 	}
 }
@@ -51,6 +53,7 @@ type outcome struct {
 // Apply implements raft.FSM. It returns an outcome.
 func (m *machine) Apply(entry *raft.Log) any {
 	o := m.apply(entry)
+	m.reached(entry.Index)
 	m.arrived()
 	return o
 }
@@ -64,6 +67,7 @@ func (m *machine) ApplyBatch(entries []*raft.Log) []any {
 			continue
 		}
 		outcomes[i] = m.apply(entry)
+		m.reached(entry.Index)
 	}
 	m.arrived()
 	return outcomes

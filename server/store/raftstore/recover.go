@@ -56,7 +56,7 @@ func Recover(dir, id string, members []Member) (err error) {
 	raftCfg := e.raftConfig(logger)
 	_, transport := raft.NewInmemTransport(loneAddress)
 	m := &machine{
-		space: e.space, fatal: fatal, counts: &e.counts, moved: func() {}, arrived: func() {},
+		space: e.space, fatal: fatal, counts: &e.counts, moved: func() {}, arrived: func() {}, reached: func(uint64) {},
 		configured: func(raft.Configuration) {}, verify: func(uint64) {},
 	}
 	if err := raft.RecoverCluster(raftCfg, m, d.log, d.log, d.snapshots, transport, configuration(members)); err != nil {
