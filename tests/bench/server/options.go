@@ -159,6 +159,11 @@ func (o *options) find() error {
 			return fmt.Errorf("find what is to be measured: %w; run: make build", err)
 		}
 	}
+	if o.has(partWrites) && slices.Contains(o.stores, etcdName) {
+		if _, err := os.Stat(o.etcd); err != nil {
+			return fmt.Errorf("find etcd: %w; run: make bin/tools/etcd, name it with -etcd, or leave it out with -stores", err)
+		}
+	}
 	return nil
 }
 

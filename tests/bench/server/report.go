@@ -137,10 +137,14 @@ func (r *report) text(w io.Writer) error {
 	return table.Flush()
 }
 
+// maxFailure bounds what is shown of a failure, in bytes.
+const maxFailure = 300
+
 func (r *report) head() []string {
 	out := slices.Concat(r.Machine, r.Versions)
 	for _, what := range r.Failed {
-		out = append(out, "failed: "+strings.ReplaceAll(what, "\n", " "))
+		line := "failed: " + strings.Join(strings.Fields(what), " ")
+		out = append(out, line[:min(len(line), maxFailure)]) // the rest was told at once
 	}
 	return append(out, fmt.Sprintf("took %s", r.Took))
 }

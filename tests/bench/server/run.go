@@ -47,6 +47,7 @@ type field struct {
 	dir      string
 	report   *report
 	clusters map[string]*cluster
+	begun    int // clusters, so that each has a directory of its own
 }
 
 // measure goes through the parts. Stores that a part does not need are ended
@@ -76,11 +77,15 @@ func (f *field) measure(ctx context.Context) error {
 			}
 		}
 		clusters, err := f.only(ctx, takePart)
-		if err != nil {
-			return err
+		if err == nil {
+			err = part.run(ctx, f.report, clusters)
 		}
-		if err := part.run(ctx, f.report, clusters); err != nil {
-			return err
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil: // the other parts begin anew
+			f.report.fail(fmt.Sprintf("%s: %v", part.name, errors.Join(err, f.close())))
+			f.clusters = map[string]*cluster{}
 		}
 	}
 	return nil
@@ -99,10 +104,12 @@ func (f *field) only(ctx context.Context, names []string) ([]*cluster, error) {
 	var out []*cluster
 	for _, name := range names {
 		if f.clusters[name] == nil {
-			s, err := f.options.store(name, filepath.Join(f.dir, name))
+			f.begun++
+			s, err := f.options.store(name, filepath.Join(f.dir, fmt.Sprintf("%s-%d", name, f.begun)))
 			if err != nil {
 				return nil, err
 			}
+			// What began is kept even if the start failed, so that it is ended.
 			if f.clusters[name], err = begin(ctx, name, s, f.options.servers); err != nil {
 				return nil, err
 			}
