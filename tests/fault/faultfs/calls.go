@@ -159,8 +159,11 @@ func (c *calls) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName st
 	to := c.fs.nodes[in.Newdir]
 	moved, there := from.entries[live][oldName], to.entries[live][newName]
 	switch {
-	case moved == nil:
+	case moved == nil || there == nil && in.Flags == unix.RENAME_EXCHANGE:
 		return fuse.ENOENT
+	case in.Flags == unix.RENAME_EXCHANGE:
+		c.fs.enter(entry{from, oldName, there}, entry{to, newName, moved})
+		return fuse.OK
 	case in.Flags&^unix.RENAME_NOREPLACE != 0:
 		return fuse.EINVAL
 	case there != nil && in.Flags != 0:

@@ -54,7 +54,10 @@ const (
 	// Tear keeps some sectors and forgets others, keeps the first of the changes
 	// of folders, and leaves a file with a size between its old and its new one.
 	Tear
-	// Garble is Tear, but some of the sectors hold random bytes.
+	// Garble is Tear, but some of the sectors hold random bytes where they were being
+	// changed. Bytes of the same sector that were synced and not changed stay: what
+	// SQLite's manual calls powersafe overwrite, which a log that goes on in the middle
+	// of a sector relies on.
 	Garble
 )
 

@@ -325,8 +325,10 @@ func torn(was, is *page, loss Loss, rnd *rand.Rand) *page {
 		case choice == 0:
 			copy(into, from)
 		case choice == 1 && loss == Garble:
-			for i := range into {
-				into[i] = byte(rnd.Uint32())
+			for i := range into { // what stays as it was is not touched
+				if into[i] != from[i] {
+					into[i] = byte(rnd.Uint32())
+				}
 			}
 		}
 	}
