@@ -2,8 +2,10 @@ package api
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/meshd/meshd/server/acl"
@@ -28,8 +30,12 @@ func (a *API) accounted(r route) func(*call) (any, error) {
 	return func(c *call) (any, error) {
 		account, err := a.cfg.Reserve()
 		if err != nil {
+			code := client.CodeUnavailable
+			if errors.Is(err, syscall.ENOSPC) {
+				code = client.CodeDiskFull
+			}
 			return nil, &client.Error{
-				Code: client.CodeUnavailable, Message: "nothing was changed, as it could not be accounted for: " + err.Error(),
+				Code: code, Message: "nothing was changed, as it could not be accounted for: " + err.Error(),
 				Next: "look at this server's disk; it goes on by itself",
 			}
 		}

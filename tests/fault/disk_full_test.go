@@ -22,7 +22,7 @@ import (
 // when there is room, without help.
 func TestDiskFull(t *testing.T) {
 	cluster.Row(t, func(r *cluster.Run) {
-		c := cluster.New(r.T, cluster.Plan{Servers: diskServers, Prepare: smallDisk(400)})
+		c := cluster.New(r.T, cluster.Plan{Servers: diskServers, Prepare: smallDisk(500)})
 		m := c.Mesh(cluster.Programs())
 		l := c.Load(r.Random, 8, 150)
 		traffic := m.Traffic(100)
@@ -30,8 +30,8 @@ func TestDiskFull(t *testing.T) {
 		for range r.Rounds(1) {
 			leader := c.Leader()
 			elections := len(c.Elections())
-			full := l.Now()
 			free := []func(){fillDisk(r, leader)}
+			full := l.Now()
 			c.NewLeader(elections, 15*time.Second)
 			moved = append(moved, nextChange(r, l, full+time.Second, 15*time.Second))
 			for _, s := range c.Others(leader) {
@@ -94,12 +94,16 @@ func fillDisk(r *cluster.Run, s *cluster.Server) (free func()) {
 	}
 	defer f.Close() //nolint:errcheck // it holds nothing of value
 	block := make([]byte, 1<<20)
-	for size := len(block); size > 0; {
-		if _, err := f.Write(block[:size]); errors.Is(err, unix.ENOSPC) {
-			size /= 2
-		} else if err != nil {
-			r.Fatal(err)
+	// The server may be about to allocate a file of its log, and give that up.
+	for range 3 {
+		for size := len(block); size > 0; {
+			if _, err := f.Write(block[:size]); errors.Is(err, unix.ENOSPC) {
+				size /= 2
+			} else if err != nil {
+				r.Fatal(err)
+			}
 		}
+		<-time.After(300 * time.Millisecond)
 	}
 	return func() {
 		if err := os.Remove(path); err != nil {

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -21,6 +23,8 @@ import (
 
 const (
 	metaName   = "meta"
+	metaOther  = "meta.other"
+	metaBlock  = 16 << 10
 	metaMagic  = "meshd-log-meta 1 "
 	metaHeader = len(metaMagic) + 8 + 1 // the checksum and a line feed
 )
@@ -50,6 +54,11 @@ func (m *metaFile) Load(dir string) (types.PersistentState, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.dir = dir
+	// What a crash left between the two names and the disk: the file that is going to
+	// be overwritten must not be the one that a power loss would bring back.
+	if err := syncDir(dir); err != nil {
+		return types.PersistentState{}, fmt.Errorf("sync the log's directory: %w", err)
+	}
 	data, err := os.ReadFile(filepath.Join(dir, metaName)) //nolint:gosec // a fixed name in the operator's directory
 	switch {
 	case err == nil:
@@ -135,26 +144,60 @@ func (m *metaFile) SetStable(key, value []byte) error {
 // Close implements types.MetaStore. There is nothing open.
 func (*metaFile) Close() error { return nil }
 
-// write replaces the file, durably, and then what GetStable reads.
+// write replaces the file, durably, and then what GetStable reads. It needs no room
+// on the disk: there are two files, both allocated; the other one is overwritten and
+// changes its name with the first.
 func (m *metaFile) write(c metaContent) error {
 	data, err := encodeMeta(c)
 	if err != nil {
 		return err
 	}
-	err = writeFile(filepath.Join(m.dir, metaName), data)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		// Nothing has changed yet. The reserve is for this; it is made again when
-		// there is room.
-		if err := os.Remove(filepath.Join(m.dir, reserveName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("give up the reserve: %w", err)
-		}
-		err = writeFile(filepath.Join(m.dir, metaName), data)
-	}
-	if err != nil {
+	if err := m.replace(data); err != nil {
 		return fmt.Errorf("replace what the log knows of its files: %w", err)
 	}
 	m.now = c
 	return nil
+}
+
+func (m *metaFile) replace(data []byte) error {
+	path, other := filepath.Join(m.dir, metaName), filepath.Join(m.dir, metaOther)
+	err := overwrite(other, data)
+	if err == nil {
+		err = unix.Renameat2(unix.AT_FDCWD, other, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	}
+	switch {
+	case err == nil:
+		return syncDir(m.dir)
+	case !slices.ContainsFunc([]error{unix.ENOENT, unix.EINVAL, unix.ENOSYS, unix.ENOSPC, unix.EDQUOT}, func(is error) bool { return errors.Is(err, is) }):
+		return err
+	}
+	// The first time there is nothing to change names with, some file systems can't,
+	// and a disk that was full from the beginning has the reserve only. Nothing has
+	// changed yet.
+	err = writeFile(path, data)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		if err := os.Remove(filepath.Join(m.dir, reserveName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("give up the reserve: %w", err)
+		}
+		err = writeFile(path, data)
+	}
+	return err
+}
+
+// overwrite replaces a file's content where it is, and syncs it.
+func overwrite(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600) //nolint:gosec // a fixed name in the operator's directory
+	if err != nil {
+		return err //nolint:wrapcheck // tells the path
+	}
+	_, err = f.WriteAt(data, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(data)))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // encodeMeta writes a line with the checksum of what follows it, then the content
@@ -164,6 +207,8 @@ func encodeMeta(c metaContent) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode what the log knows of its files: %w", err)
 	}
+	// Of a size that does not change from one to the next.
+	body = append(body, bytes.Repeat([]byte{' '}, (metaBlock-(metaHeader+len(body))%metaBlock)%metaBlock)...)
 	sum := crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
 	return append(fmt.Appendf(nil, "%s%08x\n", metaMagic, sum), body...), nil
 }
