@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -61,11 +62,8 @@ func newTrio(t *testing.T) *trio {
 		t.Fatal(err)
 	}
 	for i := range c.dirs {
-		l := listen(t)
-		c.peers = append(c.peers, l.Addr().String())
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+		// Nobody else has the address, so that the port is free whenever it is needed.
+		c.peers = append(c.peers, fmt.Sprintf("127.%d.%d.%d:7401", 64+rand.N(128), rand.N(256), 1+rand.N(254)))
 		c.dirs[i] = privateDir(t)
 	}
 	return c
@@ -75,7 +73,7 @@ func newTrio(t *testing.T) *trio {
 func (c *trio) config(i int) server.Config {
 	return server.Config{
 		TrustDomain: trustDomain, Name: fmt.Sprintf("server-%d", i+1), DataDir: c.dirs[i], ClusterKeyFile: c.key,
-		Advertise: "127.0.0.1", BootstrapExpect: 3, RetryJoin: c.peers,
+		Advertise: strings.TrimSuffix(c.peers[i], ":7401"), BootstrapExpect: 3, RetryJoin: c.peers,
 	}
 }
 

@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -313,19 +312,15 @@ func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *r
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
 	)
 	agents.Attach(server)
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
+	err := serveUntil(ctx, func() error { return server.Serve(listener) }, func() {
 		// Streams end by themselves: agents.Run tells them.
 		force := time.AfterFunc(drainTime, server.Stop)
 		defer force.Stop()
 		server.GracefulStop()
 	})
-	err := server.Serve(listener)
-	if stop() {
+	if err != nil {
 		return fmt.Errorf("serve gRPC: %w", err)
 	}
-	<-stopped
 	return nil
 }
 
@@ -338,22 +333,35 @@ func (m *member) serveHTTP(ctx context.Context, listener net.Listener, handler h
 		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
 	}
 	server.RegisterOnShutdown(ending)
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
+	err := serveUntil(ctx, func() error { return server.Serve(listener) }, func() {
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		if err := server.Shutdown(drain); err != nil {
 			_ = server.Close() // what did not end in time is cut
 		}
 	})
-	err := server.Serve(listener)
-	if stop() {
+	if err != nil {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
-	<-stopped
-	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
-		return nil
+	return nil
+}
+
+// serveUntil runs serve until ctx ends, and then shutdown. It returns what serve
+// failed with before; afterwards the end of a listener is no failure.
+func serveUntil(ctx context.Context, serve func() error, shutdown func()) error {
+	stopped := make(chan struct{})
+	end := func() {
+		defer close(stopped)
+		shutdown()
 	}
-	return err //nolint:wrapcheck // after the stop: what the listener said
+	stop := context.AfterFunc(ctx, end)
+	err := serve()
+	if stop() {
+		if ctx.Err() == nil {
+			return err
+		}
+		end() // the listener was closed sooner than this was told of the end
+	}
+	<-stopped
+	return nil
 }
