@@ -15,6 +15,7 @@ import (
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/server/rpc"
 	"github.com/meshd/meshd/server/state"
+	"github.com/meshd/meshd/server/store/raftstore"
 )
 
 // metricsHandler returns what GET /v1/metrics answers with. The API has decided
@@ -148,6 +149,7 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	gauge("raft_last_index", "Newest entry of the replicated log.", float64(stats.Last), nil)
 	gauge("raft_committed_index", "Newest entry that is durable on a majority.", float64(stats.Committed), nil)
 	gauge("raft_applied_index", "Newest entry that is part of the state.", float64(stats.Applied), nil)
+	collectDisk(out, stats, gauge)
 
 	c.collectStreams(out, gauge)
 
@@ -157,6 +159,28 @@ func (c memberCollector) Collect(out chan<- prometheus.Metric) {
 	if end := lastRoot(c.authority.Bundle(), c.config.TrustDomain); end > 0 {
 		gauge("root_expiry_timestamp_seconds", "When the newest root of the mesh ends.", float64(end), nil)
 	}
+}
+
+// collectDisk tells of the disk that the replicated log is on.
+func collectDisk(out chan<- prometheus.Metric, stats raftstore.Stats, gauge func(name, help string, value float64, labels prometheus.Labels)) {
+	flag := func(name, help string, on bool) {
+		value := 0.0
+		if on {
+			value = 1
+		}
+		gauge(name, help, value, nil)
+	}
+	gauge("disk_room_bytes", "Room that the state directory has left.", float64(stats.RoomBytes), nil)
+	flag("disk_full", "1 if there is too little room for writes.", stats.DiskFull)
+	flag("disk_hung", "1 while a write to the state directory does not end.", stats.DiskHung)
+	gauge("raft_snapshot_bytes", "Size of the newest state that was saved to cut the log.", float64(stats.SnapshotBytes), nil)
+	count := func(name, help string, value uint64) {
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("mesh_server_"+name, help, nil, nil), prometheus.CounterValue, float64(value))
+	}
+	count("raft_snapshots_saved_total", "States that were saved to cut the log.", stats.SnapshotsSaved)
+	count("raft_snapshots_installed_total", "States that the leader has sent, as the log was too far behind.", stats.SnapshotsInstalled)
+	out <- prometheus.MustNewConstHistogram(prometheus.NewDesc("mesh_server_raft_sync_seconds",
+		"How long syncs of the replicated log to the disk took.", nil, nil), stats.Syncs.Count, stats.Syncs.Sum.Seconds(), stats.Syncs.Buckets)
 }
 
 // collectStreams tells of the agents that are connected to this server.
