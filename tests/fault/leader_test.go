@@ -32,7 +32,7 @@ func TestLoneServerDies(t *testing.T) {
 func TestLeaderDies(t *testing.T) {
 	cluster.Row(t, func(r *cluster.Run) {
 		c := cluster.New(r.T, cluster.Plan{Servers: 3})
-		l := c.Load(r.Random, 16, 500)
+		l := c.Load(r.Random, 16, 600)
 		var took []time.Duration
 		for range r.Rounds(4) {
 			<-time.After(time.Duration(500+r.Random.IntN(1000)) * time.Millisecond)

@@ -143,8 +143,8 @@ func (l *Load) Check(t *testing.T) int {
 			acked++
 		}
 	}
-	t.Logf("%d operations (%d writes acknowledged, %d conflicts, %d unknown) and %d batches of %d watches are in order; elections: %d",
-		len(ops), acked, count[history.Conflict], count[history.Unknown], batches, len(l.traces), len(l.cluster.Elections()))
+	t.Logf("%d operations in %s (%d writes acknowledged, %d conflicts, %d unknown) and %d batches of %d watches are in order; elections: %d",
+		len(ops), l.Now().Round(time.Second), acked, count[history.Conflict], count[history.Unknown], batches, len(l.traces), len(l.cluster.Elections()))
 	return acked
 }
 

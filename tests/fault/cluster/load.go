@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -117,6 +118,9 @@ func (o *loader) run(ctx context.Context, every time.Duration) {
 // step does one operation.
 func (o *loader) step(ctx context.Context) {
 	key := registers[o.random.IntN(len(registers))]
+	if o.random.IntN(2) == 0 {
+		key = fmt.Sprintf("own%d", o.id) // which nobody else writes: no conflicts
+	}
 	version, known := o.known[key]
 	switch n := o.random.IntN(100); {
 	case n < 3:
@@ -127,9 +131,9 @@ func (o *loader) step(ctx context.Context) {
 		o.write(ctx, history.Op{Key: toggle, Any: true, Value: []string{"on", "off"}[o.random.IntN(2)]}, client.AnyRevision)
 	case n < 12:
 		o.read(ctx, toggle)
-	case n < 40 || !known:
+	case n < 30 || !known:
 		o.read(ctx, key)
-	case n < 46 && version.Revision != 0:
+	case n < 36 && version.Revision != 0:
 		o.remove(ctx, key, version)
 	default:
 		o.write(ctx, history.Op{Key: key, Expect: version.Value, Value: o.value()}, version.Revision)
@@ -194,7 +198,13 @@ func (o *loader) list(ctx context.Context) {
 	if err := history.CheckList(state, together); err != nil {
 		o.load.problem(err)
 	}
-	for _, key := range slices.Concat(registers, together, []string{toggle}) {
+	keys := slices.Concat(registers, together, []string{toggle})
+	for key := range state {
+		if strings.HasPrefix(key, "own") {
+			keys = append(keys, key)
+		}
+	}
+	for _, key := range keys {
 		v := state[key]
 		o.known[key] = v
 		o.load.Add(history.Op{
