@@ -28,7 +28,8 @@ import (
 // drainTime is how long running requests may take when the server stops.
 const drainTime = 5 * time.Second
 
-// failTime is how long the parts of a server have to end after its store failed.
+// failTime is how long the parts of a server have to end after its store or its
+// audit log failed.
 const failTime = 250 * time.Millisecond
 
 // Limits of connections; the HTTP figures are those of docs/reference.
@@ -136,17 +137,11 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopBack()
 	back, backCtx := errgroup.WithContext(backCtx)
 	failed := make(chan error, 1)
-	back.Go(func() error {
-		err := m.engine.Run(backCtx)
-		if err != nil {
-			failed <- err
-		}
-		return err //nolint:wrapcheck // below
-	})
+	back.Go(func() error { return vital(failed, m.engine.Run(backCtx)) })
 	back.Go(func() error { return m.runPeer(backCtx) })
 	back.Go(func() error { return m.watchAge(backCtx) })
 	back.Go(func() error { return st.Run(backCtx) })
-	back.Go(func() error { return m.audit.Run(backCtx) })
+	back.Go(func() error { return vital(failed, m.audit.Run(backCtx)) })
 	frontCtx, stopFront := context.WithCancel(ctx)
 	defer stopFront()
 	defer context.AfterFunc(backCtx, stopFront)()
@@ -171,6 +166,17 @@ func (s *Server) Run(ctx context.Context) error {
 	default:
 		return err
 	}
+}
+
+// vital tells why a part that a server can't do without has ended, and returns it.
+func vital(failed chan<- error, err error) error {
+	if err != nil {
+		select {
+		case failed <- err:
+		default: // another part was first
+		}
+	}
+	return err
 }
 
 // giveUp returns once all has ended, or after a while: whatever writes to a disk
