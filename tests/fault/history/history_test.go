@@ -117,6 +117,28 @@ func TestCheckAtLength(t *testing.T) {
 	}
 }
 
+// TestCheckWithoutAnswers: that most clients got no answer makes no history hard to
+// decide, as long as what was seen needs no more than what was acknowledged.
+func TestCheckWithoutAnswers(t *testing.T) {
+	t.Parallel()
+	var ops []history.Op
+	value := ""
+	for i := range 40 {
+		from := 10 * i
+		ops = append(ops, at(1, from, 0, with(write("", fmt.Sprint("lost", i)), history.Unknown)))
+		next := fmt.Sprint("v", i)
+		ops = append(ops, at(0, from+1, from+4, write(value, next)), at(2, from+5, from+6, read(next)), at(0, from+7, from+8, remove(next)))
+		value = ""
+	}
+	if err := history.Check(ops, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	ops = append(ops, at(2, 500, 501, read("v3")))
+	if err := history.Check(ops, time.Second); err == nil {
+		t.Error("a value that was deleted long ago is no violation")
+	}
+}
+
 // simulate returns what eight clients of a register may have recorded, of which one
 // in ten got no answer. The register loses the write after lose operations.
 func simulate(seed uint64, n, lose int) []history.Op {

@@ -30,7 +30,7 @@ func Check(ops []Op, limit time.Duration) error {
 		keys[o.Key] = append(keys[o.Key], o)
 	}
 	for key, ops := range keys {
-		switch porcupine.CheckOperationsTimeout(register(), operations(ops), max(time.Until(deadline), time.Second)) {
+		switch order(ops, deadline) {
 		case porcupine.Ok:
 		case porcupine.Illegal:
 			return fmt.Errorf("%w: no order explains the %d operations on %s, near: %s", ErrViolation, len(ops), key, culprit(ops))
@@ -39,6 +39,33 @@ func Check(ops []Op, limit time.Duration) error {
 		}
 	}
 	return nil
+}
+
+// doubts are which operations with unknown outcomes are looked at: each one doubles
+// the orders to be tried.
+type doubts uint8
+
+const (
+	// settled are those that somebody saw: they were done.
+	settled doubts = iota
+	// bounded are also those that were done before some time, or never.
+	bounded
+	// unbounded are all.
+	unbounded
+)
+
+// order looks for an order. That an operation of unknown outcome was never done is an
+// explanation as good as any, so an order without those that nobody saw is enough;
+// only that there is none takes all of them.
+func order(ops []Op, deadline time.Time) porcupine.CheckResult {
+	result := porcupine.Unknown
+	for _, d := range []doubts{settled, bounded, unbounded} {
+		result = porcupine.CheckOperationsTimeout(register(), operations(ops, d), max(time.Until(deadline)/2, time.Second))
+		if result == porcupine.Ok {
+			break
+		}
+	}
+	return result
 }
 
 // checkRevisions wants a revision of a key to be that of one value.
@@ -121,13 +148,16 @@ func step(held string, o Op) (possible bool, next string) {
 	}
 }
 
-func operations(ops []Op) []porcupine.Operation {
+func operations(ops []Op, d doubts) []porcupine.Operation {
 	k := knownOf(ops)
 	out := make([]porcupine.Operation, 0, len(ops))
 	for _, o := range ops {
 		if o.Outcome == Unknown {
 			var matters bool
 			if o, matters = k.settle(o); !matters {
+				continue
+			}
+			if o.Outcome == Unknown && (d == settled || d == bounded && o.Returned == forever) {
 				continue
 			}
 		}
@@ -207,7 +237,7 @@ func culprit(ops []Op) string {
 		return some
 	}
 	bad, _ := slices.BinarySearchFunc(ends, true, func(end time.Duration, _ bool) int {
-		if porcupine.CheckOperationsTimeout(register(), operations(upTo(end)), time.Second) == porcupine.Illegal {
+		if porcupine.CheckOperationsTimeout(register(), operations(upTo(end), unbounded), time.Second) == porcupine.Illegal {
 			return 0
 		}
 		return -1
