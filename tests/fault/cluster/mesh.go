@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,9 +156,14 @@ type Traffic struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	mu     sync.Mutex
-	sent   int
-	failed []error
+	// Repeat lets a request be sent once more when its connection is closed without
+	// an answer: a proxy that stops ends those on which nothing has come yet.
+	Repeat atomic.Bool
+
+	mu       sync.Mutex
+	sent     int
+	repeated int
+	failed   []error
 }
 
 // Traffic sends rate requests a second, half of them on connections of their own.
@@ -178,9 +184,17 @@ func (m *Mesh) Traffic(rate int) *Traffic {
 					return
 				case <-tick.C:
 				}
-				err := call(client, fmt.Sprintf("/%d-%d", i, n))
+				path := fmt.Sprintf("/%d-%d", i, n)
+				err := call(client, path)
+				again := errors.Is(err, io.EOF) && tr.Repeat.Load()
+				if again {
+					err = call(client, path)
+				}
 				tr.mu.Lock()
 				tr.sent++
+				if again {
+					tr.repeated++
+				}
 				if err != nil {
 					tr.failed = append(tr.failed, fmt.Errorf("after %s: %w", time.Since(began).Round(time.Millisecond), err))
 				}
@@ -201,7 +215,7 @@ func (tr *Traffic) End(t *testing.T) (sent int) {
 			t.Error(err)
 		}
 	}
-	t.Logf("%d requests, %d lost", tr.sent, len(tr.failed))
+	t.Logf("%d requests, %d repeated, %d lost", tr.sent, tr.repeated, len(tr.failed))
 	return tr.sent
 }
 

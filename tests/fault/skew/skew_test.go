@@ -21,6 +21,7 @@ type fleet struct {
 	cluster *cluster.Cluster
 	mesh    *cluster.Mesh
 	load    *cluster.Load
+	traffic *cluster.Traffic
 }
 
 // TestUpgrade: an older mesh is upgraded in the order that docs/operations/upgrade.md
@@ -32,7 +33,7 @@ func TestUpgrade(t *testing.T) {
 		f := &fleet{Run: r, cluster: cluster.New(r.T, cluster.Plan{Servers: 3, Prepare: func(s *cluster.Server) { s.Programs = older }})}
 		f.mesh = f.cluster.Mesh(older)
 		f.load = f.cluster.Load(r.Random, 8, 150)
-		traffic := f.mesh.Traffic(100)
+		f.traffic = f.mesh.Traffic(100)
 		for range r.Rounds(1) {
 			f.servers(newer)
 			f.agents(newer)
@@ -41,7 +42,7 @@ func TestUpgrade(t *testing.T) {
 			f.agents(older)
 			f.servers(older)
 		}
-		if sent := traffic.End(r.T); sent < 500 {
+		if sent := f.traffic.End(r.T); sent < 500 {
 			r.Errorf("only %d requests were sent: this proves nothing", sent)
 		}
 		f.load.Check(r.T)
@@ -78,6 +79,8 @@ func (f *fleet) agents(programs string) {
 // sockets.
 func (f *fleet) proxies(programs string) {
 	f.Helper()
+	f.traffic.Repeat.Store(true)
+	defer f.traffic.Repeat.Store(false)
 	for _, m := range []*cluster.Member{f.mesh.Web, f.mesh.API} {
 		m.Proxy.Stop(f.T, 40*time.Second)
 		m.Programs = programs
