@@ -310,7 +310,7 @@ func (s *Server) storeError(err error, doing string) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return s.refuse(codes.Canceled, meshpb.ReasonStore, "%s: %v", doing, err)
-	case errors.Is(err, store.ErrUnknownOutcome), errors.Is(err, store.ErrNoLeader), errors.Is(err, store.ErrNotLeader),
+	case errors.Is(err, store.ErrUnknownOutcome), errors.Is(err, store.ErrNoLeader), errors.Is(err, store.ErrNotLeader), errors.Is(err, store.ErrDiskFull),
 		errors.Is(err, store.ErrClosed), errors.Is(err, context.DeadlineExceeded):
 		return s.refuse(codes.Unavailable, meshpb.ReasonStore, "%s: %v", doing, err)
 	case errors.Is(err, state.ErrContention):

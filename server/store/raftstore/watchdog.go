@@ -1,10 +1,12 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,8 +103,30 @@ func (e *Engine) checkDisk(r *raft.Raft) {
 	case stalled != nil && leads != nil:
 		e.log.Error("the disk hangs: leave the leadership to others", slog.Any("error", stalled))
 		e.setTerm(nil)
+		e.spawn(func() { e.appoint(r) })
 	case stalled == nil && leads == nil && r.State() == raft.Leader:
 		e.establish(r)
+	}
+}
+
+// appoint asks another member, that with the longest log, to stand for election at
+// once. Raft's own transfer waits for the loop that waits for the disk; and without
+// either the followers wait for their time-outs, and refuse each other until both
+// have seen the silence, as they do now if the one who was asked does not win.
+func (e *Engine) appoint(r *raft.Raft) {
+	voters := slices.DeleteFunc(servers(r), func(s raft.Server) bool {
+		return s.Suffrage != raft.Voter || s.ID == raft.ServerID(e.cfg.ID)
+	})
+	last := func(s raft.Server) uint64 { return e.wire.of(string(s.ID)).last }
+	slices.SortStableFunc(voters, func(a, b raft.Server) int { return cmp.Compare(last(b), last(a)) })
+	for _, s := range voters {
+		request := raft.TimeoutNowRequest{RPCHeader: e.header(e.wire)}
+		var reply raft.TimeoutNowResponse
+		err := e.wire.TimeoutNow(s.ID, s.Address, &request, &reply)
+		if err == nil {
+			return
+		}
+		e.log.Warn("a member could not be asked to lead", slog.String("server", string(s.ID)), slog.Any("error", err))
 	}
 }
 
