@@ -30,7 +30,7 @@ func (m *member) announce(ctx context.Context, record state.Server) error {
 	told := false
 	for {
 		snapshot := m.state.Snapshot()
-		if have, ok := state.Servers.Get(snapshot, m.name); ok && sameServer(have.Value, record) {
+		if have, ok := state.Servers.Get(snapshot, m.name); ok && (sameServer(have.Value, record) || slices.Contains(have.Value.Removed, m.id)) {
 			told = false
 			select {
 			case <-ctx.Done():
@@ -41,6 +41,9 @@ func (m *member) announce(ctx context.Context, record state.Server) error {
 		}
 		_, err := m.state.Update(ctx, func(tx *state.Tx) error {
 			have, _ := state.Servers.Get(tx, m.name)
+			if slices.Contains(have.Value.Removed, m.id) {
+				return nil // an operator has removed it, and it has not learnt that yet
+			}
 			record.Removed = have.Value.Removed
 			if err := state.Servers.Put(tx, m.name, record); err != nil {
 				return fmt.Errorf("announce this server: %w", err)
