@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/handed"
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/rpc"
 )
@@ -38,8 +38,8 @@ type splitter struct {
 	config *tls.Config
 	log    *slog.Logger
 	pace   *rpc.Pace // of the handshakes
-	grpc   *queue
-	http   *queue
+	grpc   *handed.Queue
+	http   *handed.Queue
 }
 
 func newSplitter(inner net.Listener, l *leaf, bundle func() ca.Bundle, log *slog.Logger) *splitter {
@@ -54,8 +54,8 @@ func newSplitter(inner net.Listener, l *leaf, bundle func() ca.Bundle, log *slog
 		}),
 		log:  log,
 		pace: rpc.NewPace(),
-		grpc: newQueue(inner.Addr()),
-		http: newQueue(inner.Addr()),
+		grpc: handed.NewQueue(inner.Addr()),
+		http: handed.NewQueue(inner.Addr()),
 	}
 }
 
@@ -63,8 +63,8 @@ func newSplitter(inner net.Listener, l *leaf, bundle func() ca.Bundle, log *slog
 func (s *splitter) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.inner.Close() }) // the only way to wake Accept
 	defer stop()
-	defer s.grpc.shut()
-	defer s.http.shut()
+	defer func() { _ = s.grpc.Close() }() // it never fails
+	defer func() { _ = s.http.Close() }() // it never fails
 	var group sync.WaitGroup
 	defer group.Wait()
 	slots := make(chan struct{}, maxHandshakes)
@@ -149,7 +149,7 @@ func (s *splitter) handshake(ctx context.Context, conn net.Conn) {
 		}
 		to = s.grpc
 	}
-	if !to.put(secure) {
+	if !to.Put(context.WithoutCancel(ctx), secure) {
 		_ = secure.Close() // the server is stopping
 	}
 }
@@ -166,81 +166,6 @@ func (c *counted) Close() error {
 	c.once.Do(func() { <-c.open })
 	return c.Conn.Close() //nolint:wrapcheck // a connection's own words
 }
-
-// queue is a net.Listener that is fed connections.
-type queue struct {
-	addr  net.Addr
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-}
-
-func newQueue(addr net.Addr) *queue {
-	return &queue{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (q *queue) put(c net.Conn) bool {
-	select {
-	case q.conns <- c:
-		return true
-	case <-q.done:
-		return false
-	}
-}
-
-func (q *queue) shut() { q.once.Do(func() { close(q.done) }) }
-
-// Accept implements net.Listener.
-func (q *queue) Accept() (net.Conn, error) {
-	select {
-	case c := <-q.conns:
-		return c, nil
-	case <-q.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (q *queue) Close() error {
-	q.shut()
-	return nil
-}
-
-// Addr implements net.Listener.
-func (q *queue) Addr() net.Addr { return q.addr }
-
-// shaken are gRPC credentials for connections whose handshake is done.
-type shaken struct{}
-
-var errNotShaken = errors.New("the connection did not come through the TLS listener")
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (shaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secure, ok := conn.(*tls.Conn)
-	if !ok {
-		return nil, nil, errNotShaken
-	}
-	return conn, credentials.TLSInfo{
-		State:          secure.ConnectionState(),
-		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-	}, nil
-}
-
-// ClientHandshake implements credentials.TransportCredentials: there are no clients.
-func (shaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errNotShaken
-}
-
-// Info implements credentials.TransportCredentials.
-func (shaken) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements credentials.TransportCredentials.
-func (s shaken) Clone() credentials.TransportCredentials { return s }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (shaken) OverrideServerName(string) error { return errNotShaken }
 
 // adminListener accepts only connections of this process's user and of root.
 type adminListener struct {

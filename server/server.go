@@ -20,6 +20,7 @@ import (
 	"github.com/meshd/meshd/server/api"
 	"github.com/meshd/meshd/server/backup"
 	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/server/handed"
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/rpc"
 	"github.com/meshd/meshd/server/state"
@@ -306,7 +307,7 @@ func (m *member) record(address string) state.Server {
 
 func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *rpc.Server) error {
 	server := grpc.NewServer(
-		grpc.Creds(shaken{}),
+		grpc.Creds(handed.Credentials{}),
 		grpc.MaxRecvMsgSize(meshpb.MaxMessage),
 		grpc.MaxSendMsgSize(meshpb.MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/handed"
 	"github.com/meshd/meshd/server/meshpb"
 )
 
@@ -59,7 +60,7 @@ func (p *Peer) hello(ctx context.Context, to Member, own *meshpb.Introduction) (
 	}
 	info, ok := from.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		return nil, errNotShaken
+		return nil, handed.ErrNoTLS
 	}
 	id, err := ca.PeerID(info.State)
 	if err != nil {

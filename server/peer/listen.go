@@ -11,9 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/handed"
 )
 
 const (
@@ -36,7 +35,7 @@ type listener struct {
 	config  *tls.Config
 	id      string
 	streams *streams
-	grpc    *queue
+	grpc    *handed.Queue
 	log     *slog.Logger
 
 	mu       sync.Mutex
@@ -48,7 +47,7 @@ type listener struct {
 
 func newListener(inner net.Listener, config *tls.Config, id string, s *streams, log *slog.Logger) *listener {
 	return &listener{
-		inner: inner, config: config, id: id, streams: s, grpc: newQueue(inner.Addr()), log: log,
+		inner: inner, config: config, id: id, streams: s, grpc: handed.NewQueue(inner.Addr()), log: log,
 		open: map[*admitted]struct{}{}, complain: map[string]time.Time{},
 	}
 }
@@ -160,7 +159,7 @@ func (l *listener) handshake(ctx context.Context, conn net.Conn) {
 		_ = conn.Close() // over the limit, or too late
 		return
 	}
-	to := l.grpc.put
+	to := l.grpc.Put
 	if state.NegotiatedProtocol == ca.ALPNRaft {
 		to = l.streams.put
 	}
@@ -210,87 +209,6 @@ func (a *admitted) Close() error {
 	a.of.mu.Unlock()
 	return a.Conn.Close() //nolint:wrapcheck // a connection's own words
 }
-
-// queue is a net.Listener that is fed connections.
-type queue struct {
-	addr  net.Addr
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-}
-
-func newQueue(addr net.Addr) *queue {
-	return &queue{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (q *queue) put(ctx context.Context, c net.Conn) bool {
-	select {
-	case q.conns <- c:
-		return true
-	case <-q.done:
-	case <-ctx.Done():
-	}
-	return false
-}
-
-func (q *queue) shut() { q.once.Do(func() { close(q.done) }) }
-
-// Accept implements net.Listener.
-func (q *queue) Accept() (net.Conn, error) {
-	select {
-	case c := <-q.conns:
-		return c, nil
-	case <-q.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements net.Listener.
-func (q *queue) Close() error {
-	q.shut()
-	return nil
-}
-
-// Addr implements net.Listener.
-func (q *queue) Addr() net.Addr { return q.addr }
-
-// shaken are gRPC's credentials on both sides: the listener has made the
-// handshake, and the dialler makes it.
-type shaken struct{}
-
-var errNotShaken = errors.New("the connection did not come through the port of servers")
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (shaken) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return secured(conn)
-}
-
-// ClientHandshake implements credentials.TransportCredentials.
-func (shaken) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return secured(conn)
-}
-
-func secured(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secure, ok := conn.(interface{ ConnectionState() tls.ConnectionState })
-	if !ok {
-		return nil, nil, errNotShaken
-	}
-	return conn, credentials.TLSInfo{
-		State:          secure.ConnectionState(),
-		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-	}, nil
-}
-
-// Info implements credentials.TransportCredentials.
-func (shaken) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements credentials.TransportCredentials.
-func (s shaken) Clone() credentials.TransportCredentials { return s }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (shaken) OverrideServerName(string) error { return errNotShaken }
 
 // pause waits, and reports whether ctx has not ended.
 func pause(ctx context.Context, d time.Duration) bool {

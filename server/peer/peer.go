@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/handed"
 	"github.com/meshd/meshd/server/meshpb"
 )
 
@@ -187,7 +188,7 @@ func (p *Peer) Run(ctx context.Context, cluster Cluster, local Local) error {
 	defer p.pool.close()
 	l := newListener(p.cfg.Listener, p.cfg.Admission.ServerConfig(), p.cfg.ID, p.streams, p.log)
 	server := grpc.NewServer(
-		grpc.Creds(shaken{}),
+		grpc.Creds(handed.Credentials{}),
 		grpc.MaxRecvMsgSize(meshpb.MaxMessage),
 		grpc.MaxSendMsgSize(meshpb.MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),

@@ -13,11 +13,11 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/server/handed"
 	"github.com/meshd/meshd/server/meshpb"
 	"github.com/meshd/meshd/server/store"
 )
@@ -73,7 +73,7 @@ func (p *pool) get(to Member) (*link, error) {
 			}
 			return conn, nil
 		}),
-		grpc.WithTransportCredentials(shaken{}),
+		grpc.WithTransportCredentials(handed.Credentials{}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(meshpb.MaxMessage), grpc.MaxCallSendMsgSize(meshpb.MaxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
@@ -203,5 +203,3 @@ func (sentHandler) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Co
 
 // HandleConn implements stats.Handler.
 func (sentHandler) HandleConn(context.Context, stats.ConnStats) {}
-
-var _ credentials.TransportCredentials = shaken{}

@@ -240,14 +240,9 @@ func (f *Fleet) AwaitConnected(ctx context.Context) error {
 	return nil
 }
 
-// Await waits until every agent has been told of a position, or a newer one, and
-// returns how long after since each of them was, in rising order. Only agents that a
-// change concerns are told at once; others with the next heartbeat.
-func (f *Fleet) Await(ctx context.Context, at catalog.Position, since time.Time) ([]time.Duration, error) {
-	return f.AwaitSome(ctx, len(f.members), at, since)
-}
-
-// AwaitSome is Await for as many agents as n.
+// AwaitSome waits until as many agents as n have been told of a position, or a newer
+// one, and returns how long after since each of them was, in rising order. Only
+// agents that a change concerns are told at once; others with the next heartbeat.
 func (f *Fleet) AwaitSome(ctx context.Context, n int, at catalog.Position, since time.Time) ([]time.Duration, error) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
