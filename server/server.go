@@ -314,6 +314,7 @@ func (m *member) serveGRPC(ctx context.Context, listener net.Listener, agents *r
 		grpc.ReadBufferSize(readBuffer), // an agent says little
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(agentCalls{m.audit}.unary),
 	)
 	agents.Attach(server)
 	err := serveUntil(ctx, func() error { return server.Serve(listener) }, func() {

@@ -76,7 +76,8 @@ type Stats struct {
 	Seq uint64
 	// Waiting is how many records are not on the disk yet.
 	Waiting int
-	// Suppressed counts denials that came too fast to be recorded.
+	// Suppressed counts what was noted and had no place: denials that came too fast,
+	// and certificates that were signed while the log took no record.
 	Suppressed uint64
 	// Broken says why no record can be written, if so.
 	Broken error
@@ -238,7 +239,7 @@ func (l *Log) tellSuppressed(batch []client.AuditRecord) []client.AuditRecord {
 	}
 	n := l.suppressed
 	l.suppressed = 0
-	return append(batch, client.AuditRecord{Event: client.AuditSuppressed, Count: n, Detail: "denials that came too fast to be recorded"})
+	return append(batch, client.AuditRecord{Event: client.AuditSuppressed, Count: n, Detail: "records without a place: of denials that came too fast, or of certificates while the log took none"})
 }
 
 // put writes a batch, and says so when that begins or ceases to be possible.

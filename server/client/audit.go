@@ -28,7 +28,8 @@ const (
 	AuditRecovered AuditEvent = "recovered"
 	// AuditRemoved tells that old files were removed: all records up to Count.
 	AuditRemoved AuditEvent = "removed"
-	// AuditSuppressed tells that Count denials came too fast to be recorded.
+	// AuditSuppressed tells that Count denials came too fast to be recorded, or
+	// certificates were signed while the log took no record.
 	AuditSuppressed AuditEvent = "suppressed"
 )
 
@@ -46,8 +47,8 @@ type AuditRecord struct {
 
 	// RequestID is what the caller was told, and what the server's log has.
 	RequestID string `json:"request_id,omitempty"`
-	// Who is the caller: "token:9f3a66f01b77c2d4", "local:admin-socket" or
-	// "anonymous". Title is what people call it, and proves nothing.
+	// Who is the caller: "token:9f3a66f01b77c2d4", "local:admin-socket",
+	// "node:vm-a" or "anonymous". Title is what people call it, and proves nothing.
 	Who    string `json:"who,omitempty"`
 	Title  string `json:"title,omitempty"`
 	Remote string `json:"remote,omitempty"`
