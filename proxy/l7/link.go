@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -41,6 +42,9 @@ type link struct {
 	asks    asker      // nc, or nil if it can't
 	gathers gatherer   // nc, or nil if it can't
 	holds   holder     // nc, or nil if it keeps nothing
+	// yields lets others go on before a read: on one CPU there is mostly something
+	// to read then. On more, another thread would take this goroutine up.
+	yields bool
 
 	readArmed  int64 // when the read deadline fires; 0 is never
 	writeArmed int64
@@ -73,7 +77,7 @@ func (l *link) init(nc net.Conn) {
 			nc = sock.New(s)
 		}
 	}
-	*l = link{nc: nc, tcp: nc, plain: true}
+	*l = link{nc: nc, tcp: nc, plain: true, yields: runtime.GOMAXPROCS(0) == 1}
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		l.tcp, l.plain = under.NetConn(), false
 	}
@@ -299,6 +303,9 @@ func (l *link) await(by int64, from sock.Lender) (int, error) {
 		}
 		var n int
 		var err error
+		if l.yields {
+			runtime.Gosched()
+		}
 		if l.lends != nil {
 			n, err = l.lends.ReadLent(from)
 		} else if n, err = l.nc.Read(from.Lend()); n == 0 {
