@@ -3,6 +3,9 @@
 // gRPC, heartbeats, and the view that a host keeps of its topics, with the agent's own
 // way of choosing a server and of coming back. What it lacks is the host: no proxy, no
 // checks, nothing on disk.
+//
+// A [Fleet] is the connections; a [Mesh] is what they are for: nodes that have joined,
+// services that they run and call, and who may call whom.
 package agents
 
 import (
@@ -38,8 +41,8 @@ type Agent struct {
 type Config struct {
 	Log    *slog.Logger
 	Bundle func() ca.Bundle
-	// Servers are the addresses, host:port, with which each agent begins.
-	Servers []string
+	// Servers returns the addresses, host:port, that an agent tries to reach from now on.
+	Servers func() []string
 }
 
 // Fleet is a number of agents. It is safe for concurrent use; see New.
@@ -86,11 +89,11 @@ func New(cfg Config, who []Agent) *Fleet {
 		m.view = view.New(view.Config{
 			Log:     cfg.Log,
 			Dial:    func(server string) (*grpc.ClientConn, error) { return f.dial(m, server) },
-			Servers: func() []string { return cfg.Servers },
+			Servers: cfg.Servers,
 			Hello: func() view.Hello {
 				return view.Hello{
 					Session: fmt.Sprintf("simulated-%d", f.streams.Add(1)), Version: "simulated", FeatureLevel: catalog.FeatureLevel,
-					Address: fmt.Sprintf("10.%d.%d.%d:7443", i>>16&255, i>>8&255, i&255),
+					Address: meshAddress(i),
 				}
 			},
 		})
@@ -98,6 +101,11 @@ func New(cfg Config, who []Agent) *Fleet {
 		f.members = append(f.members, m)
 	}
 	return f
+}
+
+// meshAddress is where the proxy of an agent would be.
+func meshAddress(i int) string {
+	return fmt.Sprintf("10.%d.%d.%d:7443", i>>16&255, i>>8&255, i&255)
 }
 
 func (f *Fleet) dial(m *member, server string) (*grpc.ClientConn, error) {

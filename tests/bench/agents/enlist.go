@@ -3,20 +3,29 @@ package agents
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/meshd/meshd/ca"
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/meshpb"
 )
 
 // joinsAtOnce bounds the nodes that Enlist joins at a time.
 const joinsAtOnce = 16
 
-// Enlist joins nodes as hosts do, by a join token each, at the first server that the
-// tokens name. It returns their certificates, in order, and the mesh's roots.
+// How often, and how long apart, something is tried that a server may refuse because it
+// is asked too often.
+const (
+	attempts     = 20
+	attemptPause = 200 * time.Millisecond
+)
+
+// Enlist joins nodes as hosts do, by a join token each, at the servers that the tokens
+// name, in turn. It returns their certificates, in order, and the mesh's roots.
 func Enlist(ctx context.Context, nodes []string, token func(ctx context.Context, node string) (string, error)) ([]*ca.Leaf, ca.Bundle, error) {
 	leaves := make([]*ca.Leaf, len(nodes))
 	bundles := make([]ca.Bundle, len(nodes))
@@ -28,7 +37,7 @@ func Enlist(ctx context.Context, nodes []string, token func(ctx context.Context,
 			if err != nil {
 				return fmt.Errorf("token of node %s: %w", node, err)
 			}
-			leaves[i], bundles[i], err = enlist(ctx, node, text)
+			leaves[i], bundles[i], err = enlist(ctx, i, node, text)
 			if err != nil {
 				return fmt.Errorf("join node %s: %w", node, err)
 			}
@@ -41,12 +50,12 @@ func Enlist(ctx context.Context, nodes []string, token func(ctx context.Context,
 	return leaves, bundles[0], nil
 }
 
-func enlist(ctx context.Context, node, text string) (*ca.Leaf, ca.Bundle, error) {
+func enlist(ctx context.Context, i int, node, text string) (*ca.Leaf, ca.Bundle, error) {
 	token, err := ca.ParseJoinToken(text)
 	if err != nil {
 		return nil, ca.Bundle{}, err
 	}
-	conn, err := grpc.NewClient("passthrough:///"+token.Servers[0],
+	conn, err := grpc.NewClient("passthrough:///"+token.Servers[i%len(token.Servers)],
 		grpc.WithTransportCredentials(credentials.NewTLS(ca.PinnedConfig(token.Roots, meshpb.ServerName, []string{"h2"}))))
 	if err != nil {
 		return nil, ca.Bundle{}, err
@@ -60,7 +69,11 @@ func enlist(ctx context.Context, node, text string) (*ca.Leaf, ca.Bundle, error)
 	if err != nil {
 		return nil, ca.Bundle{}, err
 	}
-	res, err := meshpb.NewMeshClient(conn).Join(ctx, &meshpb.JoinRequest{Secret: token.Secret.Reveal(), Csr: csr, Node: node, Version: "simulated"})
+	res, err := again(ctx, func() (*meshpb.JoinResponse, error) {
+		return meshpb.NewMeshClient(conn).Join(ctx, &meshpb.JoinRequest{
+			Secret: token.Secret.Reveal(), Csr: csr, Node: node, Version: "simulated", FeatureLevel: catalog.FeatureLevel,
+		})
+	})
 	if err != nil {
 		return nil, ca.Bundle{}, err
 	}
@@ -74,4 +87,20 @@ func enlist(ctx context.Context, node, text string) (*ca.Leaf, ca.Bundle, error)
 	}
 	leaf, err := ca.NewLeaf(chain, key)
 	return leaf, bundle, err
+}
+
+// again tries something until it works, or was tried often enough.
+func again[T any](ctx context.Context, try func() (T, error)) (T, error) {
+	for attempt := 1; ; attempt++ {
+		out, err := try()
+		if err == nil || attempt == attempts || ctx.Err() != nil {
+			return out, err
+		}
+		timer := time.NewTimer(attemptPause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
 }

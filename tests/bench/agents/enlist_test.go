@@ -36,7 +36,7 @@ func TestEnlist(t *testing.T) {
 	for _, leaf := range leaves {
 		who = append(who, agents.Agent{Leaf: leaf, Topics: []view.Topic{view.Roots(), view.Node()}})
 	}
-	f := agents.New(agents.Config{Log: slog.New(slog.DiscardHandler), Bundle: func() ca.Bundle { return bundle }, Servers: w.addresses}, who)
+	f := agents.New(agents.Config{Log: slog.New(slog.DiscardHandler), Bundle: func() ca.Bundle { return bundle }, Servers: func() []string { return w.addresses }}, who)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()

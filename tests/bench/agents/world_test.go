@@ -281,7 +281,7 @@ func (w *world) fleet(nodes, services int) *agents.Fleet {
 	if err := group.Wait(); err != nil {
 		w.tb.Fatal(err)
 	}
-	return agents.New(agents.Config{Log: slog.New(slog.DiscardHandler), Bundle: w.authority.Bundle, Servers: w.addresses}, who)
+	return agents.New(agents.Config{Log: slog.New(slog.DiscardHandler), Bundle: w.authority.Bundle, Servers: func() []string { return w.addresses }}, who)
 }
 
 // run runs a fleet until the end of the test, and waits until it has everything.

@@ -9,15 +9,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/meshd/meshd/server/client"
+	"github.com/meshd/meshd/tests/bench/agents"
 	"github.com/meshd/meshd/tests/bench/load"
 	"github.com/meshd/meshd/tests/bench/server/drive"
-	"github.com/meshd/meshd/tests/bench/server/fleet"
 )
 
 // loaded is what a large mesh costs.
 type loaded struct {
-	Config fleet.Config `json:"config"`
+	Config agents.Size `json:"config"`
 	// Fill is how long it took to join, to register, and to write intentions.
 	Fill time.Duration `json:"fill"`
 	// Memory is what each server had written when it was at rest, in bytes.
@@ -61,7 +60,7 @@ func (o options) load(ctx context.Context, r *report, clusters []*cluster) error
 		return err
 	}
 	out := &loaded{Config: o.fleet, Agents: o.fleet.Agents}
-	l := &largeMesh{cluster: c, mesh: mesh, admin: admin, out: out, fleet: fleet.New(o.fleet, admin, trustDomain, mesh.roots, c.to.Addresses)}
+	l := &largeMesh{cluster: c, store: mesh, out: out, mesh: agents.NewMesh(o.fleet, admin, c.to.Addresses)}
 	for _, step := range []struct {
 		what string
 		do   func(context.Context) error
@@ -90,26 +89,25 @@ func (o options) load(ctx context.Context, r *report, clusters []*cluster) error
 // largeMesh is a mesh with its servers.
 type largeMesh struct {
 	cluster *cluster
-	mesh    *meshStore
-	admin   *client.Client
-	fleet   *fleet.Fleet
+	store   *meshStore
+	mesh    *agents.Mesh
 	out     *loaded
 }
 
-// connect runs all agents while do runs.
-func (l *largeMesh) connect(ctx context.Context, do func(context.Context) error) error {
-	l.fleet.Prepare()
+// connect runs all agents, which know nothing at first, while do runs.
+func (l *largeMesh) connect(ctx context.Context, do func(context.Context, *agents.Fleet) error) error {
+	f := l.mesh.Fleet()
 	running, stop := context.WithCancel(ctx)
-	var agents sync.WaitGroup
-	agents.Go(func() { l.fleet.Run(running) })
-	defer agents.Wait()
+	var work sync.WaitGroup
+	work.Go(func() { _ = f.Run(running) }) // nil
+	defer work.Wait()
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, fillTimeout)
 	defer cancel()
-	if err := l.fleet.Connected(ctx); err != nil {
+	if err := f.AwaitConnected(ctx); err != nil {
 		return err
 	}
-	return do(ctx)
+	return do(ctx, f)
 }
 
 // fill lets agents join and register, and writes intentions.
@@ -117,15 +115,15 @@ func (l *largeMesh) fill(ctx context.Context) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, fillTimeout)
 	defer cancel()
-	if err := l.fleet.Join(ctx); err != nil {
+	if err := l.mesh.Join(ctx); err != nil {
 		return err
 	}
 	joined := time.Since(began)
-	if err := l.connect(ctx, l.fleet.Register); err != nil {
+	if err := l.connect(ctx, l.mesh.Register); err != nil {
 		return err
 	}
 	registered := time.Since(began)
-	if err := l.fleet.Allow(ctx); err != nil {
+	if err := l.mesh.Allow(ctx); err != nil {
 		return err
 	}
 	l.out.Fill = time.Since(began)
@@ -137,45 +135,40 @@ func (l *largeMesh) fill(ctx context.Context) error {
 // changes measures how long changes take to all agents, and then what the servers
 // hold while these are connected.
 func (l *largeMesh) changes(ctx context.Context, n int) error {
-	return l.connect(ctx, func(ctx context.Context) error {
-		if _, _, err := l.mark(ctx, "in-step"); err != nil {
+	return l.connect(ctx, func(ctx context.Context, f *agents.Fleet) error {
+		if _, _, err := l.mark(ctx, f, "in-step"); err != nil {
 			return err
 		}
 		for i := range n {
-			began := time.Now()
-			acked, at, err := l.mark(ctx, fmt.Sprintf("change-%d", i))
+			acked, took, err := l.mark(ctx, f, fmt.Sprintf("change-%d", i))
 			if err != nil {
 				return err
 			}
-			l.out.Acked = append(l.out.Acked, acked.Sub(began))
-			l.out.First = append(l.out.First, slices.MinFunc(at, time.Time.Compare).Sub(began))
-			l.out.Last = append(l.out.Last, slices.MaxFunc(at, time.Time.Compare).Sub(began))
+			l.out.Acked = append(l.out.Acked, acked)
+			l.out.First = append(l.out.First, took[0])
+			l.out.Last = append(l.out.Last, took[len(took)-1])
 			if err := rest(ctx, markPause); err != nil {
 				return err
 			}
 		}
-		fmt.Fprintf(os.Stderr, "bench-server: large mesh: agents at %v\n", l.fleet.At())
+		fmt.Fprintf(os.Stderr, "bench-server: large mesh: agents at %v\n", f.Connected())
 		return l.settle(ctx)
 	})
 }
 
-// mark changes what all agents follow. It tells when that was acknowledged, and
-// when each agent had it.
-func (l *largeMesh) mark(ctx context.Context, mark string) (acked time.Time, at []time.Time, err error) {
+// mark changes what all agents follow. It tells how long it took until that was
+// acknowledged, and until each agent had it.
+func (l *largeMesh) mark(ctx context.Context, f *agents.Fleet, mark string) (acked time.Duration, took []time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	seen := make(chan error, 1)
-	go func() {
-		var err error
-		at, err = l.fleet.Marked(ctx, mark)
-		seen <- err
-	}()
-	if err = l.fleet.Mark(ctx, mark); err != nil {
-		cancel()
+	began := time.Now()
+	at, err := l.mesh.Mark(ctx, mark)
+	if err != nil {
+		return 0, nil, err
 	}
-	acked = time.Now()
-	err = errors.Join(err, <-seen)
-	return acked, at, err
+	acked = time.Since(began)
+	took, err = l.mesh.Marked(ctx, f, mark, at, began)
+	return acked, took, err
 }
 
 func rest(ctx context.Context, d time.Duration) error {
@@ -219,29 +212,30 @@ func (l *largeMesh) reconnect(ctx context.Context) error {
 	}
 	victim := (leader + 1) % len(l.cluster.servers)
 	// Who writes must not lose its server, too.
-	if l.admin, err = l.mesh.admin(leader); err != nil {
+	admin, err := l.store.admin(leader)
+	if err != nil {
 		return err
 	}
-	l.fleet.Use(l.admin)
-	l.fleet.Aim([]string{l.cluster.address(victim)})
-	err = l.connect(ctx, func(ctx context.Context) error {
-		if _, _, err := l.mark(ctx, "before"); err != nil {
+	l.mesh.Use(admin)
+	l.mesh.Aim([]string{l.cluster.address(victim)})
+	err = l.connect(ctx, func(ctx context.Context, f *agents.Fleet) error {
+		if _, _, err := l.mark(ctx, f, "before"); err != nil {
 			return err
 		}
 		before, err := terms(ctx, []*cluster{l.cluster})
 		if err != nil {
 			return err
 		}
-		l.fleet.Aim(l.cluster.to.Addresses)
+		l.mesh.Aim(l.cluster.to.Addresses)
 		began := time.Now()
 		if err := l.cluster.servers[victim].kill(); err != nil {
 			return err
 		}
-		if _, _, err := l.mark(ctx, "after"); err != nil {
+		if _, _, err := l.mark(ctx, f, "after"); err != nil {
 			return err
 		}
 		l.out.Reconnected = time.Since(began)
-		fmt.Fprintf(os.Stderr, "bench-server: large mesh: agents at %v\n", l.fleet.At())
+		fmt.Fprintf(os.Stderr, "bench-server: large mesh: agents at %v\n", f.Connected())
 		if err := errors.Join(l.cluster.restart(victim), l.cluster.heal(ctx)); err != nil {
 			return err
 		}
@@ -251,7 +245,7 @@ func (l *largeMesh) reconnect(ctx context.Context) error {
 		}
 		return err
 	})
-	l.fleet.Aim(l.cluster.to.Addresses)
+	l.mesh.Aim(l.cluster.to.Addresses)
 	return err
 }
 

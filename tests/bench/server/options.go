@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/meshd/meshd/tests/bench/server/fleet"
+	"github.com/meshd/meshd/tests/bench/agents"
 )
 
 // errUsage is that help was asked for, and given.
@@ -45,7 +45,7 @@ type options struct {
 	busyFor         time.Duration
 	busyLoops       int
 
-	fleet   fleet.Config
+	fleet   agents.Size
 	changes int
 
 	markdown, json string

@@ -1,12 +1,12 @@
-package fleet
+package agents
 
 import "github.com/meshd/meshd/catalog"
 
 // Spread returns what runs on each node.
-func (f *Fleet) Spread() map[string][]catalog.Name {
+func (m *Mesh) Spread() map[string][]catalog.Name {
 	out := map[string][]catalog.Name{}
-	for _, a := range f.agents {
-		out[a.name] = f.local(a)
+	for i := range m.size.Agents {
+		out[node(i)] = m.local(i)
 	}
 	return out
 }

@@ -1,20 +1,20 @@
-package fleet_test
+package agents_test
 
 import (
 	"testing"
 
-	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/server/client"
-	"github.com/meshd/meshd/tests/bench/server/fleet"
+	"github.com/meshd/meshd/tests/bench/agents"
 )
 
 // Every service has as many instances as the others, no two on one node.
 func TestSpread(t *testing.T) {
-	cfg := fleet.Config{Agents: 1000, Services: 5000, Instances: 20_000, Upstreams: 10}
-	f := fleet.New(cfg, &client.Client{}, "bench.example.com", ca.Bundle{}, []string{"127.0.0.1:7400"})
+	t.Parallel()
+	size := agents.Size{Agents: 1000, Services: 5000, Instances: 20_000, Upstreams: 10}
+	m := agents.NewMesh(size, &client.Client{}, []string{"127.0.0.1:7400"})
 	instances := map[catalog.Name]int{}
-	for node, names := range f.Spread() {
+	for node, names := range m.Spread() {
 		seen := map[catalog.Name]bool{}
 		for _, name := range names {
 			if seen[name] {
@@ -32,10 +32,10 @@ func TestSpread(t *testing.T) {
 			t.Errorf("%s has %d instances", name, n)
 		}
 	}
-	if len(instances) != cfg.Services {
+	if len(instances) != size.Services {
 		t.Errorf("%d services have instances", len(instances))
 	}
-	if got := cfg.Topics(); got != 33 {
+	if got := size.Topics(); got != 33 {
 		t.Errorf("an agent follows %d topics", got)
 	}
 }
