@@ -58,7 +58,7 @@ func TestChunkedLeavesWhatFollows(t *testing.T) {
 		t.Errorf("got %q, rest %q, %v", data, rest, err)
 	}
 	if len(trailers) != 1 || string(trailers[0].Name) != "X-Sum" || string(trailers[0].Value) != "7" {
-		t.Errorf("got trailers %q, want X-Sum only", trailers)
+		t.Errorf("got trailers %v, want X-Sum only", trailers)
 	}
 }
 

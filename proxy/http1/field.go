@@ -37,6 +37,10 @@ type Field struct {
 	Name  []byte
 	Value []byte
 	ID    Known
+	// Sensitive says that HTTP/2's field compression carried the field as one
+	// that must never be indexed, which then holds for whoever sends it on (RFC
+	// 7541 section 7.1.3). HTTP/1.1 cannot say it.
+	Sensitive bool
 }
 
 // Fields is a list of field lines in the order in which they were received.
