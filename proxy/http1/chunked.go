@@ -169,7 +169,7 @@ func (d *ChunkDecoder) trailerSection(b []byte, lim *Limits) (int, error) {
 	}
 	kept := d.trailers[:0]
 	for _, field := range d.trailers {
-		if !forbiddenTrailer(field.ID) {
+		if !ForbiddenTrailer(field.ID) {
 			kept = append(kept, field)
 		}
 	}

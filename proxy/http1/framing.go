@@ -13,7 +13,7 @@ func (f *framing) field(field *Field) error {
 			return errLengths
 		}
 		f.hasLength = true
-		n, ok := parseLength(field.Value)
+		n, ok := ParseLength(field.Value)
 		if !ok {
 			return errLength
 		}
@@ -30,8 +30,8 @@ func (f *framing) field(field *Field) error {
 	return nil
 }
 
-// parseLength accepts 1*DIGIT without leading zeros, up to 18 digits.
-func parseLength(b []byte) (int64, bool) {
+// ParseLength accepts 1*DIGIT without leading zeros, up to 18 digits.
+func ParseLength(b []byte) (int64, bool) {
 	if len(b) == 0 || len(b) > 18 || b[0] == '0' && len(b) > 1 {
 		return 0, false
 	}
@@ -70,9 +70,9 @@ func (o *options) parse(v []byte) {
 	}
 }
 
-// hopByHop reports a name that never passes a proxy (RFC 9110 section 7.6.1),
+// HopByHop reports a name that never passes a proxy (RFC 9110 section 7.6.1),
 // or that is written anew from the head's own fields.
-func hopByHop(id Known) bool {
+func HopByHop(id Known) bool {
 	switch id {
 	case Host, Connection, ContentLength, TransferEncoding, Expect, Upgrade, TE,
 		KeepAlive, ProxyConnection, ProxyAuthenticate, ProxyAuthorization, HTTP2Settings:
@@ -96,7 +96,7 @@ func (f Fields) endToEnd(listed bool) Fields {
 		f, kept = kept, kept[:0]
 	}
 	for i := range f {
-		if hopByHop(f[i].ID) {
+		if HopByHop(f[i].ID) {
 			continue
 		}
 		if len(kept) != i {
@@ -124,14 +124,14 @@ func isListed(name []byte, among Fields) bool {
 	return false
 }
 
-// forbiddenTrailer reports a name that must not arrive after the body, because
+// ForbiddenTrailer reports a name that must not arrive after the body, because
 // it frames, routes, authorizes or describes it (RFC 9110 section 6.5.1).
-func forbiddenTrailer(id Known) bool {
+func ForbiddenTrailer(id Known) bool {
 	switch id {
 	case Authorization, ContentType, ForwardedClientCert, MeshHeader, Trailer:
 		return true
 	default:
-		return hopByHop(id)
+		return HopByHop(id)
 	}
 }
 

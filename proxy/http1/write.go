@@ -72,7 +72,7 @@ func AppendChunkSize(dst []byte, n int) []byte {
 func AppendLastChunk(dst []byte, trailers Fields) []byte {
 	dst = append(dst, "0\r\n"...)
 	for i := range trailers {
-		if !forbiddenTrailer(trailers[i].ID) {
+		if !ForbiddenTrailer(trailers[i].ID) {
 			dst = AppendFields(dst, trailers[i:i+1])
 		}
 	}
