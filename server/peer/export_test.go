@@ -88,3 +88,6 @@ var (
 	ParsePromise   = parsePromise
 	CheckID        = checkID
 )
+
+// Watchful is what every connection between servers goes through.
+var Watchful = watchful

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/builtin"
@@ -417,4 +418,48 @@ func FuzzParsePromise(f *testing.F) {
 			t.Errorf("%s was taken", b)
 		}
 	})
+}
+
+// TestLostPacketsAreRepeated reads back what the kernel was told about a connection.
+// What that is worth is measured by the fault suite, with every third packet lost.
+func TestLostPacketsAreRepeated(t *testing.T) {
+	listener := listen(t)
+	defer func() { _ = listener.Close() }()
+	for _, before := range []string{"", "bbr", "reno"} {
+		var d net.Dialer
+		conn, err := d.DialContext(t.Context(), "tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp, ok := conn.(*net.TCPConn)
+		if !ok {
+			t.Fatalf("%T is no TCP connection", conn)
+		}
+		raw, err := tcp.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := raw.Control(func(fd uintptr) {
+			if before != "" {
+				_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, before) // this machine may not have it
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		peer.Watchful(conn)
+		if err := raw.Control(func(fd uintptr) {
+			for option, want := range map[int]int{unix.TCP_USER_TIMEOUT: 2000, unix.TCP_THIN_LINEAR_TIMEOUTS: 1, unix.TCP_NODELAY: 1} {
+				if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
+					t.Errorf("after %q, option %d is %d, %v; want %d", before, option, got, err, want)
+				}
+			}
+			control, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+			if err != nil || strings.HasPrefix(control, "bbr") || before == "reno" && control != "reno" {
+				t.Errorf("after %q, the congestion control is %q, %v", before, control, err)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close() // the test is over
+	}
 }
