@@ -8,12 +8,15 @@
 // ends at once without any clean-up, as if killed (exit), or stops that goroutine
 // for ever (hang); with error, Err returns an error from the n-th time on.
 // MESH_BUG=name[,…] plants bugs. [Check] refuses names that do not exist.
+// MESH_SNAPSHOT_INTERVAL=1s lets a server look that often whether its log has grown
+// enough to be cut, so that a test need not wait for that.
 package fault
 
 // Environment variables that a build with the tag "fault" reads.
 const (
-	EnvPoints = "MESH_FAILPOINT"
-	EnvBugs   = "MESH_BUG"
+	EnvPoints           = "MESH_FAILPOINT"
+	EnvBugs             = "MESH_BUG"
+	EnvSnapshotInterval = "MESH_SNAPSHOT_INTERVAL"
 )
 
 // Failpoints. "Before" is before anything of the step has happened, "after" is

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meshd/meshd/server/fault"
 )
@@ -36,6 +37,24 @@ func TestChild(t *testing.T) {
 		if fault.Bug(fault.SkipFsync) {
 			fmt.Fprintln(os.Stderr, "planted")
 		}
+	case "look":
+		fmt.Fprintln(os.Stderr, fault.SnapshotInterval(time.Minute))
+	}
+}
+
+// The log is looked at as often as the environment says, in a build that can be broken.
+func TestSnapshotInterval(t *testing.T) {
+	t.Setenv(fault.EnvSnapshotInterval, "3s")
+	want := time.Minute
+	if fault.Enabled {
+		want = 3 * time.Second
+	}
+	if out, err := child(t, "look", "", ""); err != nil || !strings.Contains(out, want.String()) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Setenv(fault.EnvSnapshotInterval, "-3s")
+	if out, err := child(t, "check", "", ""); fault.Enabled != (err != nil && strings.Contains(out, `"-3s": write a duration`)) {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -2,6 +2,8 @@
 
 package fault
 
+import "time"
+
 // Enabled reports whether this build can be broken on purpose.
 const Enabled = false
 
@@ -17,3 +19,7 @@ func Err(string) error { return nil }
 
 // Bug reports whether the bug of that name is planted.
 func Bug(Name) bool { return false }
+
+// SnapshotInterval returns how often the log is looked at: as the environment says, or
+// else as usual. Without the tag "fault" it is as usual.
+func SnapshotInterval(usual time.Duration) time.Duration { return usual }

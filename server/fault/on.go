@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // Enabled reports whether this build can be broken on purpose.
@@ -32,6 +33,7 @@ const (
 type plan struct {
 	points map[string]*armed
 	bugs   map[Name]bool
+	look   time.Duration // 0: as usual
 	err    error
 }
 
@@ -43,9 +45,9 @@ type armed struct {
 
 // current is read from the environment once, when it is first needed: a process
 // is broken in one way from its start to its end.
-var current = sync.OnceValue(func() *plan { return parse(os.Getenv(EnvPoints), os.Getenv(EnvBugs)) })
+var current = sync.OnceValue(func() *plan { return parse(os.Getenv(EnvPoints), os.Getenv(EnvBugs), os.Getenv(EnvSnapshotInterval)) })
 
-func parse(points, bugs string) *plan {
+func parse(points, bugs, look string) *plan {
 	p := &plan{points: map[string]*armed{}, bugs: map[Name]bool{}}
 	for spec := range fields(points) {
 		name, action, _ := strings.Cut(spec, "=")
@@ -72,7 +74,22 @@ func parse(points, bugs string) *plan {
 		}
 		p.bugs[Name(name)] = true
 	}
+	if look != "" {
+		var err error
+		if p.look, err = time.ParseDuration(look); err != nil || p.look <= 0 {
+			p.err = errors.Join(p.err, fmt.Errorf("%s: %q: write a duration such as 1s", EnvSnapshotInterval, look))
+		}
+	}
 	return p
+}
+
+// SnapshotInterval returns how often the log is looked at: as the environment says, or
+// else as usual.
+func SnapshotInterval(usual time.Duration) time.Duration {
+	if look := current().look; look > 0 {
+		return look
+	}
+	return usual
 }
 
 // fields yields the parts of a list with commas.

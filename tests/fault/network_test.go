@@ -110,33 +110,3 @@ func TestLoss(t *testing.T) {
 		r.Share("F13 30 % of packets are lost: acknowledged writes", l.Rate(began, ended), l.Rate(began-2*time.Second, began), 50, 1)
 	})
 }
-
-// TestSlowLink is F14: a server that was away catches up over a link of 1 Mbit/s.
-// What it is sent does not keep the leader's heartbeats from it, or from others.
-func TestSlowLink(t *testing.T) {
-	cluster.Row(t, func(r *cluster.Run) {
-		c := cluster.New(r.T, cluster.Plan{Servers: 3})
-		away := c.Others(c.Leader())[r.Random.IntN(2)]
-		away.Stop()
-		for i := range 5 { // ten times what the link carries in a second
-			paint(r.T, c, string(rune('a'+i)))
-		}
-		l := c.Load(r.Random, 8, 50)
-		<-time.After(time.Second)
-		before := len(c.Elections())
-		c.Net.Limit(r.T, away.Host, "1mbit")
-		began := time.Now()
-		away.Start()
-		var took []time.Duration
-		for range r.Rounds(1) {
-			away.Ready(90 * time.Second)
-			took = append(took, time.Since(began))
-			<-time.After(3 * time.Second)
-		}
-		n := len(c.Elections()) - before
-		c.Net.Unlimit(r.T, away.Host)
-		l.Check(r.T)
-		r.Count("F14 a server catches up over 1 Mbit/s: elections", n, 0, 0)
-		r.Measured("F14 a server catches up over 1 Mbit/s: to service", took, 30*time.Second, 30*time.Second, 90*time.Second)
-	})
-}

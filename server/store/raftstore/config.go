@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/meshd/meshd/server/fault"
 )
 
 // Config says where an engine keeps its state and how it reaches its peers. The zero
@@ -74,7 +76,7 @@ func (c Config) withDefaults() Config {
 	set(&c.CommitInterval, 10*time.Millisecond)
 	set(&c.SegmentBytes, 64<<20)
 	set(&c.SnapshotEntries, 8192)
-	set(&c.SnapshotInterval, 30*time.Second)
+	set(&c.SnapshotInterval, fault.SnapshotInterval(30*time.Second))
 	set(&c.TrailingEntries, 10240)
 	if c.left == nil {
 		c.left = left

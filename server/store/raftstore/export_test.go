@@ -47,3 +47,12 @@ func NewWire(inner raft.Transport) (wire raft.Transport, stop func()) {
 	w := newWire(inner, func() error { return nil })
 	return w, func() { _ = w.close() }
 }
+
+// OpenLog opens the log of a state directory, which nobody else uses.
+func OpenLog(c Config, log *slog.Logger) (entries raft.LogStore, closed func() error, err error) {
+	d, err := openDisk(c.withDefaults(), newLogger(log), func(error) {}, &watchdog{})
+	if err != nil {
+		return nil, nil, err
+	}
+	return d.log, d.close, nil
+}

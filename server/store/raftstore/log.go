@@ -69,13 +69,21 @@ func (g *guardedLog) GetLog(index uint64, entry *raft.Log) error {
 }
 
 // get reads an entry. The decoder of raft-wal panics on some lengths that are
-// damaged.
+// damaged, and its newest file goes on to give what was cut off at its begin: a member
+// that lags would be sent all of that file, which may be many times the state.
 func (g *guardedLog) get(index uint64, entry *raft.Log) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %v", store.ErrCorrupt, p)
 		}
 	}()
+	first, err := g.WAL.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("find the first log entry: %w", err)
+	}
+	if index < first {
+		return raft.ErrLogNotFound
+	}
 	return g.WAL.GetLog(index, entry)
 }
 
