@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -19,6 +20,10 @@ import (
 	"github.com/meshd/meshd/proxy/dataplane"
 	"github.com/meshd/meshd/proxy/feed"
 )
+
+// stopGrace is how long a connection that waits for a request may go on doing so when the process stops: a request that is on
+// its way then is answered. Nobody accepts in the meantime, so it is short.
+const stopGrace = 200 * time.Millisecond
 
 // run serves until ctx ends or the agent says so, then drains. giveUp is called when draining begins, so that a second signal
 // ends the process at once.
@@ -73,8 +78,8 @@ func run(ctx context.Context, giveUp context.CancelFunc, cfg config) error {
 		client.ReportState(feed.Draining)
 		until, cancel := context.WithTimeout(serving, cfg.drain)
 		defer cancel()
-		cut := plane.Drain(until)
-		log.LogAttrs(serving, slog.LevelInfo, "drained", slog.Int("cut", cut))
+		done := plane.Drain(until, min(stopGrace, cfg.drain))
+		log.LogAttrs(serving, slog.LevelInfo, "drained", slog.Int("open", done.Begun), slog.Int("cut", done.Cut))
 		return nil
 	})
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {

@@ -500,7 +500,7 @@ func TestDrain(t *testing.T) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		drained <- m.a.plane.Drain(ctx)
+		drained <- m.a.plane.Drain(ctx, 50*time.Millisecond).Cut
 	}()
 	eventually(t, "the idle connection is closed", func() bool { return m.a.metric("mesh_connections_open", "direction", "outbound") == 1 })
 	close(release)
@@ -512,13 +512,55 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestDrainLosesNoRequest: a request that is on its way when the drain begins, on a connection that has said nothing yet or is
+// idle, is answered, and told that it was the connection's last; who stays silent is let go after the grace.
+func TestDrainLosesNoRequest(t *testing.T) {
+	app := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
+	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
+	request := func(c net.Conn) *http.Response {
+		t.Helper()
+		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n")
+		var resp *http.Response
+		if err == nil {
+			resp, err = http.ReadResponse(bufio.NewReader(c), nil)
+		}
+		if err == nil {
+			_, err = io.ReadAll(resp.Body)
+		}
+		if err != nil {
+			t.Fatalf("a request after the drain began: %v", err)
+		}
+		return resp
+	}
+	idle, fresh, silent := dial(t, m.upstream), dial(t, m.upstream), dial(t, m.upstream)
+	request(idle)
+	eventually(t, "all are accepted", func() bool { return m.a.plane.Left() == 3 })
+	drained := make(chan dataplane.Drained, 1)
+	go func() { drained <- m.a.plane.Drain(t.Context(), time.Second) }()
+	eventually(t, "nothing is accepted any more", func() bool {
+		listeners, err := m.a.plane.Listeners()
+		return err == nil && len(listeners) == 0
+	})
+	for name, c := range map[string]net.Conn{"idle": idle, "fresh": fresh} {
+		if resp := request(c); resp.StatusCode != 200 || !resp.Close {
+			t.Errorf("%s: got %d, close %v; want an answer that is the last", name, resp.StatusCode, resp.Close)
+		}
+	}
+	if n, err := silent.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("the silent connection got %d bytes and %v, want its end", n, err)
+	}
+	if got := <-drained; got != (dataplane.Drained{Begun: 3}) {
+		t.Errorf("drained %+v", got)
+	}
+}
+
 func TestDrainCutsAtItsDeadline(t *testing.T) {
 	m := newMesh(t, options{protocol: catalog.ProtocolTCP, apps: []string{serveTCP(t, echo)}, intention: allow()})
 	c := dial(t, m.upstream)
 	exchange(t, c, "before")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if cut := m.a.plane.Drain(ctx); cut != 1 {
+	if cut := m.a.plane.Drain(ctx, 0).Cut; cut != 1 {
 		t.Errorf("Drain cut %d connections, want 1", cut)
 	}
 	wantReset(t, c)

@@ -121,7 +121,16 @@ func abortReason(r Reason) l7.Reason {
 	}
 }
 
-// drain asks HTTP to end after what runs. TCP sessions end by themselves.
+// retire asks HTTP to end after what runs, or after the next request. TCP sessions end by themselves.
+func (l *link) retire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.http != nil {
+		l.http.Retire()
+	}
+}
+
+// drain asks HTTP to end after what runs.
 func (l *link) drain() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -28,6 +28,28 @@ type listener struct {
 	open   atomic.Int64
 }
 
+// Listeners returns duplicates, which are the caller's, of the sockets that are accepted from, by listener name.
+func (p *Plane) Listeners() (map[string]*os.File, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[string]*os.File, len(p.listeners))
+	for name, l := range p.listeners {
+		socket, ok := l.ln.(interface{ File() (*os.File, error) })
+		err := errors.ErrUnsupported
+		if ok {
+			out[name], err = socket.File()
+		}
+		if err != nil {
+			delete(out, name)
+			for _, f := range out {
+				_ = f.Close()
+			}
+			return nil, fmt.Errorf("duplicate the socket of listener %s: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
 // listen starts and stops listeners as a plan says. p.mu is held.
 func (p *Plane) listen(ctx context.Context, wanted []proxy.Listener, sockets map[string]*os.File) {
 	if p.draining.Load() {
@@ -153,7 +175,9 @@ func (p *Plane) accept(ctx context.Context, l *listener) {
 			reset(nc)
 			continue
 		}
+		p.links.enter()
 		p.tasks.Go(func() {
+			defer p.links.leave()
 			defer l.open.Add(-1)
 			s, ok := nc.(sock.Stream)
 			if !ok { // Validate has TCP and unix sockets only

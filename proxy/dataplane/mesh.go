@@ -89,7 +89,7 @@ func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string
 		if in == nil {
 			return nil, false, ReasonUnknownName
 		}
-		if p.draining.Load() {
+		if p.ended.Load() {
 			return nil, false, ReasonDraining
 		}
 		l.target, l.endpoint = in.Service, in.Instance

@@ -47,6 +47,7 @@ type metrics struct {
 	handshakes *prometheus.CounterVec
 	refused    *prometheus.CounterVec
 	cut        *prometheus.CounterVec
+	drained    prometheus.Counter
 	revision   prometheus.Gauge
 	applied    prometheus.Gauge
 	expiry     *prometheus.GaugeVec
@@ -97,6 +98,10 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 		handshakes: vec("mesh_handshake_errors_total", "TLS handshakes on the mesh port that failed.", "reason"),
 		refused:    vec("mesh_connections_refused_total", "Connections that were closed before they carried anything.", "direction", "reason"),
 		cut:        vec("mesh_connections_cut_total", "Live connections that the proxy ended.", "direction", "reason"),
+		drained: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mesh_connections_drained_total",
+			Help: "Connections that were open when a process stopped or was replaced, and ended in good order; others are cut.",
+		}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "mesh_connections_open", Help: "Connections that are open, by the side that opened them.",
 		}, []string{"direction"}),
@@ -123,7 +128,7 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 	}, age)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut,
+		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut, m.drained,
 		m.revision, m.applied, m.expiry, planAge,
 	} {
 		errs = append(errs, r.Register(c))

@@ -53,7 +53,10 @@ type Plane struct {
 	listeners map[string]*listener
 	spawn     func(*listener) // accepts from it; nil while Run does not run
 	stopped   bool
-	draining  atomic.Bool
+	draining  atomic.Bool // nothing new is accepted
+	impatient atomic.Bool // nobody waits for a request any more
+	ended     atomic.Bool // what was accepted is not served any more
+	accepting sync.WaitGroup
 	tasks     sync.WaitGroup
 }
 
@@ -168,7 +171,7 @@ func (p *Plane) Apply(ctx context.Context, plan proxy.Config, keys []*ca.Leaf, s
 // goroutines, and returns nil. Call it once.
 func (p *Plane) Run(ctx context.Context) error {
 	p.mu.Lock()
-	p.spawn = func(l *listener) { p.tasks.Go(func() { p.accept(ctx, l) }) }
+	p.spawn = func(l *listener) { p.accepting.Go(func() { p.accept(ctx, l) }) }
 	for _, l := range p.listeners {
 		p.spawn(l)
 	}
@@ -188,12 +191,14 @@ func (p *Plane) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.stopped, p.spawn = true, nil
 	p.draining.Store(true)
+	p.ended.Store(true)
 	p.closeListeners()
 	p.mu.Unlock()
 	for l := range p.links.all() {
 		l.abort(ctx, ReasonDraining)
 	}
 	p.dialed.closeAll()
+	p.accepting.Wait()
 	p.tasks.Wait()
 	p.current().retire(&snapshot{})
 	p.dialed.closeAll()
@@ -251,33 +256,57 @@ func (p *Plane) renew(ctx context.Context, now time.Time) {
 	before.retire(next)
 }
 
-// Drain stops accepting, closes idle HTTP connections, ends busy ones after their response, and waits until every connection
-// is gone or ctx ends; then it cuts the rest, and returns how many those were. Plans are enforced all the while. Afterwards
-// end the context of Run.
-func (p *Plane) Drain(ctx context.Context) int {
+// Drained tells how a drain ended.
+type Drained struct {
+	// Begun is how many connections were open when it began, Cut how many were when it ended.
+	Begun, Cut int
+}
+
+// Drain stops accepting, and waits until every connection that was accepted is gone or ctx ends; then it cuts the rest. HTTP is
+// asked to end after the response that runs; a connection that waits for a request gets one more, and is closed after grace if
+// none came. Plans are enforced all the while. Afterwards end the context of Run. What waits in the queue of a socket to be
+// accepted stays there as long as anybody holds the socket.
+func (p *Plane) Drain(ctx context.Context, grace time.Duration) Drained {
 	p.mu.Lock()
 	p.draining.Store(true)
 	p.closeListeners()
 	p.mu.Unlock()
+	p.accepting.Wait() // what accept returned is counted by now
 	for l := range p.links.all() {
-		l.drain()
+		l.retire()
 	}
-	select {
-	case <-p.links.empty():
-		return 0
-	case <-ctx.Done():
-	}
-	cut := 0
-	for l := range p.links.all() {
-		if l.abort(ctx, ReasonDraining) {
-			cut++
+	out := Drained{Begun: p.links.left()}
+	gone := p.links.empty()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-gone:
+			p.metrics.drained.Add(float64(out.Begun))
+			return out
+		case <-timer.C:
+			p.impatient.Store(true)
+			for l := range p.links.all() {
+				l.drain()
+			}
+		case <-ctx.Done():
+			waiting = false
 		}
 	}
-	if cut > 0 {
-		p.log.LogAttrs(ctx, slog.LevelWarn, "drain ended, connections were cut", slog.Int("cut", cut))
+	for l := range p.links.all() {
+		if l.abort(ctx, ReasonDraining) {
+			out.Cut++
+		}
 	}
-	return cut
+	p.metrics.drained.Add(float64(max(out.Begun-out.Cut, 0)))
+	if out.Cut > 0 {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "drain ended, connections were cut", slog.Int("cut", out.Cut))
+	}
+	return out
 }
+
+// Left returns how many connections are not over, from when they are accepted.
+func (p *Plane) Left() int { return p.links.left() }
 
 // review looks at every live connection under a snapshot and returns how many it cut.
 func (p *Plane) review(ctx context.Context, now time.Time, s *snapshot, bundleChanged bool) int {

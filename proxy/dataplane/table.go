@@ -14,7 +14,9 @@ import (
 type table struct {
 	mu      sync.Mutex
 	links   map[*link]struct{}
-	waiters []chan struct{}
+	// accepted counts connections from when they are accepted: they may not be links yet, or no more.
+	accepted int
+	waiters  []chan struct{}
 	open    map[direction]prometheus.Gauge
 }
 
@@ -35,12 +37,31 @@ func (t *table) remove(l *link) {
 	defer t.mu.Unlock()
 	delete(t.links, l)
 	t.open[l.direction].Dec()
-	if len(t.links) == 0 {
+}
+
+// enter and leave frame what becomes of a connection that was accepted.
+func (t *table) enter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.accepted++
+}
+
+func (t *table) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.accepted--; t.accepted == 0 {
 		for _, w := range t.waiters {
 			close(w)
 		}
 		t.waiters = nil
 	}
+}
+
+// left returns how many connections are not over.
+func (t *table) left() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.accepted
 }
 
 func (t *table) len() int {
@@ -57,12 +78,12 @@ func (t *table) all() iter.Seq[*link] {
 	return slices.Values(links)
 }
 
-// empty returns a channel that is closed once no connection is live.
+// empty returns a channel that is closed once every connection that was accepted is over.
 func (t *table) empty() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	w := make(chan struct{})
-	if len(t.links) == 0 {
+	if t.accepted == 0 {
 		close(w)
 	} else {
 		t.waiters = append(t.waiters, w)

@@ -54,7 +54,7 @@ func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
 		switch {
 		case route == nil:
 			return nil, ReasonRemoved
-		case p.draining.Load():
+		case p.ended.Load():
 			return nil, ReasonDraining
 		}
 		l.lead(route)
@@ -127,10 +127,13 @@ func (p *Plane) serveHTTP(ctx context.Context, l *link, server *l7.Server, nc ne
 	conn := server.NewConn(nc, info)
 	l.mu.Lock()
 	l.http = conn
-	cut, drained := l.cut, l.drained || p.draining.Load()
+	cut, drained, retired := l.cut, l.drained || p.impatient.Load(), p.draining.Load()
 	l.mu.Unlock()
 	if cut {
 		conn.Abort(l7.PolicyChanged)
+	}
+	if retired {
+		conn.Retire()
 	}
 	if drained {
 		conn.Drain()

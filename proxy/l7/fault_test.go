@@ -522,6 +522,33 @@ func TestDrain(t *testing.T) {
 	busy.ended()
 }
 
+// TestRetire: whoever has sent nothing yet may send one more request, whether it
+// is the connection's first or not, and is told that it was the last.
+func TestRetire(t *testing.T) {
+	upstream := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) { say(w, "ok") })
+	p := start(t, options{upstream: upstream})
+	used, fresh := connect(t, p.addr), connect(t, p.addr)
+	used.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	used.response("GET")
+	for _, c := range p.serves(t, 2) {
+		c.Retire()
+	}
+	for name, c := range map[string]*client{"used": used, "fresh": fresh} {
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if resp, body := c.response("GET"); body != "ok" || !resp.Close {
+			t.Errorf("%s: got %q, close %v; want the response and its close", name, body, resp.Close)
+		}
+		c.ended()
+	}
+	other := start(t, options{upstream: upstream})
+	silent := connect(t, other.addr)
+	for _, c := range other.serves(t, 1) {
+		c.Retire()
+		c.Drain()
+	}
+	silent.ended()
+}
+
 func TestAbort(t *testing.T) {
 	inside, seen := make(chan struct{}), make(chan error, 1)
 	upstream := serveRaw(t, func(_ *net.TCPConn, r *bufio.Reader) {

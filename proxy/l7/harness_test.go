@@ -130,6 +130,25 @@ func (p *proxy) live() []*l7.Conn {
 	return conns
 }
 
+// serves waits until so many connections are served, and returns them.
+func (p *proxy) serves(tb testing.TB, n int) []*l7.Conn {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		if conns := p.live(); len(conns) == n {
+			return conns
+		}
+		select {
+		case <-ctx.Done():
+			tb.Fatalf("%d connections are served, want %d", len(p.live()), n)
+		case <-tick.C:
+		}
+	}
+}
+
 func (p *proxy) sink(r *l7.Record) {
 	select {
 	case p.told <- record{

@@ -301,7 +301,7 @@ func (j *job) tunnel(head []byte, resp Response) *Error {
 func (c *Conn) leaving() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.draining
+	return c.draining || c.retiring
 }
 
 // buffered reports that the whole rest of the request's body was read already.

@@ -57,7 +57,8 @@ type Conn struct {
 
 	mu       sync.Mutex
 	idle     bool
-	draining bool
+	retiring bool // the next response is the last
+	draining bool // and no request is waited for
 	aborted  Reason
 	response Response // of the exchange that runs
 }
@@ -184,6 +185,16 @@ func (c *Conn) await() error {
 	}
 	c.job.begin()
 	return nil
+}
+
+// Retire ends the connection after a response that says so: the one that runs, or
+// that to the next request, for which it waits as long as before. A request that
+// was on its way is so not lost, as it would be with Drain. It may be called from
+// any goroutine.
+func (c *Conn) Retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retiring = true
 }
 
 // setIdle reports false if the connection is not to wait for another request.
