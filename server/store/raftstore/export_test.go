@@ -39,6 +39,13 @@ func WithRoom(c Config, left func() uint64) Config {
 // that it returns is called.
 func Stall(e *Engine) func() { return e.writes.begin() }
 
+// HoldApply stops e from making further log entries part of its state, after at most
+// one, until the function that it returns is called.
+func HoldApply(e *Engine) func() {
+	e.reach.mu.Lock()
+	return e.reach.mu.Unlock
+}
+
 // NewLogger is what Raft logs to.
 func NewLogger(log *slog.Logger) hclog.Logger { return newLogger(log) }
 
