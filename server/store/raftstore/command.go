@@ -8,7 +8,9 @@ import (
 	"github.com/meshd/meshd/server/store"
 )
 
-// commandKind is the first byte of a log entry. Numbers are never used again.
+// commandKind is the first byte of a log entry. Numbers are never used again. A member
+// ends at an entry that it can't read: every build that runs several servers knows the
+// kinds below, and a further one is for a feature level that all of them have reached.
 type commandKind byte
 
 const (
