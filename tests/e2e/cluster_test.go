@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshd/meshd/tests/canary"
 )
 
 // cluster is one server with the hosts that joined it.
@@ -47,6 +49,7 @@ func newCluster(t *testing.T) *cluster {
 func (c *cluster) startServer() {
 	c.t.Helper()
 	c.daemon = c.server.Start("server", "meshd", "server", "--config", c.config)
+	c.server.keepMetrics(c.daemon, "--unix-socket", c.server.Path("server.sock"), "http://server/v1/metrics")
 	eventually(c.t, 15*time.Second, "the server answers", func() string {
 		if r := c.server.Run("meshctl", "--addr", c.admin(), "get", "nodes"); r.Code != 0 {
 			return r.Stderr + tail(c.daemon.Log, 5)
@@ -110,7 +113,9 @@ func (c *cluster) token(node, services string) string {
 	if services != "" {
 		args = append(args, "--services", services)
 	}
-	return c.meshctl(0, args...).Stdout
+	token := c.meshctl(0, args...).Stdout
+	c.net.secrets = append(c.net.secrets, canary.Secret{Name: "a join token", Value: []byte(token)})
+	return token
 }
 
 // prepare makes a host that is ready to join.
@@ -127,11 +132,13 @@ func (c *cluster) prepare(name string) *member {
 func (m *member) startAgent() {
 	m.T.Helper()
 	m.agent = m.Start("agent", "meshd", "agent", "--config", m.agentConfig)
+	m.keepMetrics(m.agent, "http://127.0.0.1:7490/metrics")
 }
 
 func (m *member) startProxy() {
 	m.T.Helper()
 	m.proxy = m.Start("proxy", "mesh-proxy", "--feed", m.Path("proxy.sock"), "--state", m.Path("proxy"))
+	m.keepMetrics(m.proxy, "http://127.0.0.1:7491/metrics")
 }
 
 // define writes a file of services.d.

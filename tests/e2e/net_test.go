@@ -5,15 +5,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/tests/canary"
 	"github.com/meshd/meshd/tests/machines"
 )
 
 // network is a bridge with hosts around it.
-type network struct{ *machines.Network }
+type network struct {
+	*machines.Network
 
+	hosts   []*host
+	secrets []canary.Secret // that lie in no file of a host
+
+	machines    []*machine // whose files only they see, while they run
+	sweptInside bool
+}
+
+// newNetwork makes a network. When the test ends, all that its hosts' programs have
+// left is searched for secrets.
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	return &network{machines.NewNetwork(t, bin)}
+	t.TempDir() // cleanups run in the reverse order: the folders go last
+	n := &network{Network: machines.NewNetwork(t, bin)}
+	t.Cleanup(func() { mustBeClean(t, n.secrets, n.folders()...) })
+	return n
 }
 
 // host is one machine, with the applications on it.
@@ -25,7 +39,9 @@ type host struct {
 
 func (n *network) host(t *testing.T, name string) *host {
 	t.Helper()
-	return &host{Host: n.Host(t, name)}
+	h := &host{Host: n.Host(t, name)}
+	n.hosts = append(n.hosts, h)
+	return h
 }
 
 type (

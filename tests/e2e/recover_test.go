@@ -109,6 +109,7 @@ func TestQuorumLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() { mustBeClean(t, nil, dir) })
 	c := &disaster{T: t, dir: dir}
 	key := filepath.Join(dir, "cluster.key")
 	if out, err := c.run(t.Context(), 0, "meshctl", "operator", "keygen", key); err != nil {

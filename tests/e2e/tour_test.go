@@ -102,6 +102,8 @@ func (n *network) machine(t *testing.T, name, pids, work string) *machine {
 	if err := os.WriteFile(filepath.Join(pids, name+".pid"), []byte(strconv.Itoa(m.pid)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	n.machines = append(n.machines, m)
+	t.Cleanup(n.sweepMachines)
 	return m
 }
 

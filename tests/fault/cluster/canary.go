@@ -2,22 +2,15 @@ package cluster
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/meshd/meshd/tests/fault/canary"
+	"github.com/meshd/meshd/tests/canary"
 )
-
-// inputs are the files that hold secrets because the operator put them there.
-var inputs = map[string]string{ //nolint:gochecknoglobals // never changed
-	"bootstrap.token": "the operator's token", "cluster.key": "the cluster's key", "join.token": "a join token",
-}
 
 // sweep looks for the cluster's secrets in all that its programs have left, and in
 // the metrics of the servers that still run. An agent and its proxy keep the private
@@ -33,56 +26,24 @@ func (c *Cluster) sweep() {
 // Sweep is what New does when the test ends.
 func (c *Cluster) Sweep() []canary.Find {
 	c.t.Helper()
-	root := filepath.Dir(filepath.Dir(c.Servers[0].Dir)) // of all folders of the test
-	tokens, err := canary.New(secrets(root)...)
+	finds, searchers, err := canary.Mesh{
+		Folders: []string{filepath.Dir(filepath.Dir(c.Servers[0].Dir))}, // of all folders of the test
+		Inputs:  canary.Inputs(),
+		KeepsKeys: func(path string) bool {
+			return strings.Contains(path, "/agent/") || strings.Contains(path, "/proxy/")
+		},
+	}.Sweep()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	keys, err := canary.New(canary.PrivateKeys()...)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	finds, err := tokens.Tree(root, func(path string) bool { return inputs[filepath.Base(path)] != "" })
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	more, err := keys.Tree(root, func(path string) bool {
-		return inputs[filepath.Base(path)] != "" || strings.Contains(path, "/agent/") || strings.Contains(path, "/proxy/")
-	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	finds = append(finds, more...)
 	for _, s := range c.Servers {
-		for _, look := range []*canary.Searcher{tokens, keys} {
+		for _, look := range searchers {
 			if f, err := s.searchMetrics(look); err == nil { // else it does not run
 				finds = append(finds, f...)
 			}
 		}
 	}
 	return finds
-}
-
-// secrets reads what the operator has given to the hosts under a folder.
-func secrets(root string) []canary.Secret {
-	var out []canary.Secret
-	seen := map[string]bool{}
-	for file, name := range inputs {
-		paths, _ := filepath.Glob(filepath.Join(root, "*", "*", file)) // the pattern is right
-		for _, path := range paths {
-			text, err := os.ReadFile(path)
-			if err != nil || seen[string(text)] {
-				continue
-			}
-			seen[string(text)] = true
-			out = append(out, canary.Secret{Name: name, Value: text})
-			encoded, is := strings.CutPrefix(strings.TrimSpace(string(text)), "meshkey1.")
-			if raw, err := base64.RawURLEncoding.DecodeString(encoded); is && err == nil && len(raw) > 32 {
-				out = append(out, canary.Secret{Name: name, Value: raw[:32]}) // a checksum follows
-			}
-		}
-	}
-	return out
 }
 
 // searchMetrics looks into what the server tells Prometheus.

@@ -16,7 +16,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/meshd/meshd/tests/fault/canary"
+	"github.com/meshd/meshd/tests/canary"
 )
 
 var token = []byte("canary-token-0123456789-~~~???>>>") //nolint:gochecknoglobals // never changed
