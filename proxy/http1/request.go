@@ -268,3 +268,19 @@ func (r *Request) EndToEnd() Fields {
 	r.Fields = r.Fields.endToEnd(r.options.listed)
 	return r.Fields
 }
+
+// ParsePath checks a target in origin form, as HTTP/2 has it in :path, and takes it apart. All are views of t.
+func ParsePath(t []byte) (path, query []byte, hasQuery bool, err error) {
+	if len(t) == 0 || t[0] != '/' {
+		return nil, nil, false, errTargetForm
+	}
+	var r Request
+	err = r.splitPath(t)
+	return r.Path, r.RawQuery, r.HasQuery, err
+}
+
+// ValidHost reports whether b may be a Host field or an authority: a name or an address, and perhaps a port.
+func ValidHost(b []byte) bool { return validHost(b) }
+
+// IsToken reports whether b is a token (RFC 9110 section 5.6.2), as a method must be.
+func IsToken(b []byte) bool { return all(b, isToken) }

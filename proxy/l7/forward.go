@@ -272,7 +272,7 @@ func (f *forward) appendHead(out []byte) []byte {
 	h := &ex.Request
 	out = http1.AppendRequestLine(out, h.Method, h.Path, h.RawQuery, h.HasQuery)
 	out = http1.AppendField(out, "Host", h.Authority)
-	out = http1.AppendFields(out, h.Fields)
+	out = appendFields(out, h.Fields)
 	switch {
 	case ex.Upgrade == "websocket":
 		out = append(out, http1.LineWebSocket...)
@@ -290,6 +290,16 @@ func (f *forward) appendHead(out []byte) []byte {
 		out = append(out, http1.LineExpect...)
 	}
 	return append(out, http1.LineEnd...)
+}
+
+// appendFields leaves out TE, which a request over HTTP/2 keeps as an end-to-end field.
+func appendFields(out []byte, fields http1.Fields) []byte {
+	for i := range fields {
+		if fields[i].ID == http1.TE {
+			return http1.AppendFields(http1.AppendFields(out, fields[:i]), fields[i+1:])
+		}
+	}
+	return http1.AppendFields(out, fields)
 }
 
 // expectsBody names the methods whose requests say that they have no body (RFC

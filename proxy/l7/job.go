@@ -3,9 +3,7 @@ package l7
 import (
 	"errors"
 	"io"
-	"log/slog"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/meshd/meshd/intentions"
@@ -35,9 +33,7 @@ func (j *job) begin() {
 
 // forget drops every reference, not the memory.
 func (j *job) forget() {
-	text := j.ex.reply.text
-	j.ex = Exchange{}
-	j.ex.reply.text = text[:0]
+	j.ex.Clear()
 	j.conn, j.src.link, j.writer.link = nil, nil, nil
 	fields := j.parser.Fields[:cap(j.parser.Fields)]
 	clear(fields)
@@ -48,30 +44,21 @@ func (j *job) forget() {
 func (j *job) prepare() *Error {
 	c, p, ex := j.conn, &j.parser, &j.ex
 	cfg := &c.srv.cfg
-	text := ex.reply.text
-	*ex = Exchange{Conn: &c.info, Client: c}
-	ex.reply.text = text
-	ex.progress.Store(j.began)
+	framing, length := http1.Sized, p.Length
+	if p.Chunked {
+		framing, length = http1.Chunked, -1
+	}
+	ex.Begin(&c.info, c, &Head{
+		Method: p.Method, Path: p.Path, RawQuery: p.RawQuery, HasQuery: p.HasQuery, Fields: p.EndToEnd(), Length: length,
+	}, j.began)
 
 	j.src.link, j.src.limits, j.src.idle = &c.link, &cfg.Limits, cfg.StreamIdle
 	j.src.progress, j.src.look = &ex.progress, j.look
 	j.src.lost, j.src.slow, j.src.deadline = ClientGone, RequestTimeout, 0
 	j.src.grace = cfg.BodyGrace
-	framing, length := http1.Sized, p.Length
-	if p.Chunked {
-		framing, length = http1.Chunked, -1
-	}
 	j.src.start(framing, length)
 	j.writer = bodyWriter{link: &c.link, idle: cfg.StreamIdle, progress: &ex.progress}
 
-	ex.Request = Head{
-		Method: p.Method, Scheme: httpScheme, Path: p.Path, RawQuery: p.RawQuery, HasQuery: p.HasQuery,
-		Length: length,
-	}
-	if c.info.Scheme == "https" {
-		ex.Request.Scheme = httpsScheme
-	}
-	ex.Record = Record{Source: c.info.Source, Rule: -1, Start: epoch.Add(time.Duration(j.began)), Method: p.Method, Path: p.Path}
 	ex.ExpectContinue = p.ExpectContinue
 	if !j.src.eof.Load() {
 		j.body.reset()
@@ -82,18 +69,9 @@ func (j *job) prepare() *Error {
 		j.body.reset()
 		ex.Body = &j.body
 	}
-	fields := p.EndToEnd()
-	kept := fields[:0]
-	for i := range fields {
-		if id := fields[i].ID; id != http1.ForwardedClientCert && id != http1.MeshHeader {
-			kept = append(kept, fields[i])
-		}
-	}
-	if c.xfcc != nil {
-		kept = append(kept, http1.Field{Name: nameXFCC, Value: c.xfcc, ID: http1.ForwardedClientCert})
-	}
-	p.Fields, ex.Request.Fields = kept, kept
-	return ex.Request.normalize(p.Host, c.info.Authority)
+	refused := ex.Normalize(p.Host, c.xfcc)
+	p.Fields = ex.Request.Fields
+	return refused
 }
 
 //nolint:gochecknoglobals // constants
@@ -312,22 +290,7 @@ func (j *job) buffered() bool {
 
 // record tells the sink.
 func (j *job) record(failed *Error) {
-	r := &j.ex.Record
-	r.Authority = j.ex.Request.Authority
-	r.Path = j.ex.Request.Path
-	r.Status = j.sent
-	r.Duration = time.Duration(instant() - j.began)
-	r.RequestBytes, r.ResponseBytes = j.src.bytes, j.writer.bytes
-	if failed != nil {
-		r.Reason, r.Err = failed.Reason, failed
-	}
-	if log := j.conn.srv.cfg.Log; r.Reason == Internal && log != nil {
-		log.Error("an exchange failed by a fault of this proxy",
-			slog.String("error_id", r.ErrorID), slog.String("source", r.Source.String()), slog.Any("error", r.Err))
-	}
-	if sink := j.conn.srv.cfg.Sink; sink != nil {
-		sink(r)
-	}
+	j.ex.Tell(&j.conn.srv.cfg, &Outcome{Status: j.sent, RequestBytes: j.src.bytes, ResponseBytes: j.writer.bytes, Failed: failed})
 }
 
 // refuse answers a head that the codec refused.
@@ -342,10 +305,7 @@ func (j *job) refuse(err error) error {
 // answer answers where there is no valid request, and ends the connection.
 func (j *job) answer(err *Error) error {
 	c := j.conn
-	text := j.ex.reply.text
-	j.ex = Exchange{Conn: &c.info}
-	j.ex.reply.text = text
-	j.ex.Record = Record{Source: c.info.Source, Rule: -1, Start: epoch.Add(time.Duration(j.began))}
+	j.ex.Begin(&c.info, nil, &Head{}, j.began)
 	j.writer = bodyWriter{link: &c.link, idle: c.srv.cfg.StreamIdle, progress: &j.ex.progress}
 	j.parser = http1.Request{Fields: j.parser.Fields[:0], Minor: 1}
 	j.src.eof.Store(true)

@@ -32,11 +32,7 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Handler == nil {
 		panic("l7: NewServer without a Handler")
 	}
-	cfg.HeadTimeout = orDefault(cfg.HeadTimeout, 10*time.Second)
-	cfg.IdleTimeout = orDefault(cfg.IdleTimeout, 5*time.Minute)
-	cfg.StreamIdle = orDefault(cfg.StreamIdle, 5*time.Minute)
-	cfg.BodyGrace = orDefault(cfg.BodyGrace, 10*time.Second)
-	cfg.Limits = cfg.Limits.WithDefaults()
+	cfg = cfg.WithDefaults()
 	return &Server{cfg: cfg}
 }
 
