@@ -99,10 +99,11 @@ type host struct {
 	identity atomic.Pointer[join.Identity] // nil until joined
 	bundle   atomic.Pointer[ca.Bundle]     // the newest roots
 
+	leaving sync.Mutex // one Leave at a time
+
 	mu        sync.Mutex
 	address   string // of the mesh port, for other hosts
 	joinError string
-	left      bool
 	planned   planned
 	holders   map[string]string // listener → why it waits
 }
@@ -411,15 +412,15 @@ func (a *Agent) Leave(ctx context.Context) error {
 	if client == nil {
 		return fmt.Errorf("leave: %w", ErrNotConnected)
 	}
-	h.mu.Lock()
-	h.left = true
-	h.mu.Unlock()
-	h.syncer.Set(nil) // nothing may register the instances again
+	h.leaving.Lock()
+	defer h.leaving.Unlock()
+	// What is registered after the server took the instances away would be there for
+	// ever.
+	if err := h.syncer.Pause(ctx); err != nil {
+		return fmt.Errorf("leave: %w", err)
+	}
 	if _, err := client.Leave(ctx, &meshpb.LeaveRequest{}); err != nil {
-		h.mu.Lock()
-		h.left = false
-		h.mu.Unlock()
-		h.register()
+		h.syncer.Resume()
 		return fmt.Errorf("leave: %w", err)
 	}
 	h.leave(errLeft)

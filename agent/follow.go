@@ -100,11 +100,8 @@ func (h *host) wantLeaves() {
 // register hands what is defined, and how it fares, to the syncer.
 func (h *host) register() {
 	h.mu.Lock()
-	left, address := h.left, h.address
+	address := h.address
 	h.mu.Unlock()
-	if left {
-		return
-	}
 	all, err := registry.Registrations(h.registry.Definitions(), h.cfg.NodeName, h.cfg.Zone, address, proxy.ServerName, h.health)
 	if err != nil {
 		h.log.Error("the services can't be registered", slog.Any("error", err))

@@ -88,6 +88,8 @@ type Syncer struct {
 	mu      sync.Mutex
 	set     *meshpb.RegisterRequest // nil until Set: nothing is sent before
 	status  SyncStatus
+	paused  bool
+	sending bool
 	changed chan struct{} // closed when there is something to send
 	done    chan struct{} // closed when status changes
 }
@@ -117,6 +119,35 @@ func (s *Syncer) Retry() {
 	s.wake()
 }
 
+// Pause keeps everything from being sent until Resume, and returns once nothing is
+// under way: what is asked of a server then comes after it has answered. If ctx ends
+// before, nothing is paused.
+func (s *Syncer) Pause(ctx context.Context) error {
+	s.mu.Lock()
+	s.paused = true
+	for s.sending {
+		done := s.done
+		s.mu.Unlock()
+		select {
+		case <-done:
+		case <-ctx.Done():
+			s.Resume()
+			return fmt.Errorf("wait for a registration that is under way: %w", context.Cause(ctx))
+		}
+		s.mu.Lock()
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// Resume undoes Pause.
+func (s *Syncer) Resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = false
+	s.wake()
+}
+
 func (s *Syncer) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -135,12 +166,14 @@ func (s *Syncer) Status() (SyncStatus, <-chan struct{}) {
 func (s *Syncer) Run(ctx context.Context) error {
 	backoff := minBackoff
 	for {
+		client, relinked := s.cfg.Link()
 		s.mu.Lock()
 		set, changed := s.set, s.changed
+		s.sending = set != nil && client != nil && !s.paused
+		send := s.sending
 		s.mu.Unlock()
-		client, relinked := s.cfg.Link()
 		var again <-chan time.Time
-		if set != nil && client != nil {
+		if send {
 			if s.send(ctx, client, set) {
 				backoff = minBackoff
 				again = time.After(jitter(repeat))
@@ -172,6 +205,7 @@ func (s *Syncer) send(ctx context.Context, client meshpb.MeshClient, set *meshpb
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer func() {
+		s.sending = false
 		close(s.done)
 		s.done = make(chan struct{})
 	}()

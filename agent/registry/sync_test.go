@@ -25,6 +25,7 @@ type recorder struct {
 	sent     []string
 	err      error
 	refusals []*meshpb.Refusal
+	hold     chan struct{} // if not nil, an answer waits until it is closed
 }
 
 func (r *recorder) Register(_ context.Context, req *meshpb.RegisterRequest, _ ...grpc.CallOption) (*meshpb.RegisterResponse, error) {
@@ -35,6 +36,11 @@ func (r *recorder) Register(_ context.Context, req *meshpb.RegisterRequest, _ ..
 		text += string(reg.GetInstance())
 	}
 	r.sent = append(r.sent, text)
+	if hold := r.hold; hold != nil {
+		r.mu.Unlock()
+		<-hold
+		r.mu.Lock()
+	}
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -151,6 +157,61 @@ func TestSync(t *testing.T) {
 		r.answer(nil)
 		s.Retry()
 		step("at once when something changed", 0, "")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestPause: what is asked of a server after Pause comes after every registration,
+// so that a node which leaves is not registered again by what was under way.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l, r := &link{changed: make(chan struct{})}, &recorder{hold: make(chan struct{})}
+		l.set(r)
+		s := registry.NewSyncer(registry.SyncConfig{Log: slog.New(slog.DiscardHandler), Link: l.get})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		s.Set(set("a"))
+		synctest.Wait()
+
+		short, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		if err := s.Pause(short); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Pause while a registration is under way: %v", err)
+		}
+		paused := make(chan error, 1)
+		go func() { paused <- s.Pause(t.Context()) }()
+		synctest.Wait()
+		select {
+		case err := <-paused:
+			t.Errorf("Pause returned while a registration was under way: %v", err)
+		default:
+		}
+		close(r.hold)
+		if err := <-paused; err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff([]string{"a"}, r.take()); diff != "" {
+			t.Error(diff)
+		}
+		s.Set(set("b"))
+		s.Retry()
+		l.set(nil)
+		l.set(r)
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if sent := r.take(); len(sent) != 0 {
+			t.Errorf("sent while paused: %q", sent)
+		}
+		s.Resume()
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"b"}, r.take()); diff != "" {
+			t.Error(diff)
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
