@@ -76,7 +76,9 @@ func complete(r *cluster.Run, c *cluster.Cluster) time.Duration {
 	})
 }
 
-// flipIn flips one bit in the middle of what the newest file of a pattern holds.
+// flipIn flips one bit in the middle of what the newest file of a pattern holds. Of a
+// log it is one of a service that clients wrote: what lies between entries, and when
+// they came, may be lost.
 func flipIn(r *cluster.Run, pattern string) string {
 	r.Helper()
 	paths, err := filepath.Glob(pattern)
@@ -89,7 +91,16 @@ func flipIn(r *cluster.Run, pattern string) string {
 		r.Fatal(err)
 	}
 	used := len(bytes.TrimRight(data, "\x00"))
-	data[used/4+r.Random.IntN(used/4)] ^= 1 << r.Random.IntN(8)
+	at := used/4 + r.Random.IntN(used/4)
+	if filepath.Ext(path) == ".wal" {
+		text := []byte(`"owner"`)
+		next := bytes.Index(data[at:used], text)
+		if next < 0 {
+			r.Fatalf("%s: clients wrote nothing behind byte %d of %d", path, at, used)
+		}
+		at += next + r.Random.IntN(len(text))
+	}
+	data[at] ^= 1 << r.Random.IntN(8)
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		r.Fatal(err)
 	}

@@ -37,11 +37,13 @@ func Row(t *testing.T, do func(r *Run)) {
 	}
 	for i, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			t.Cleanup(func() { // the last one; a row may end in the middle
+				if t.Failed() && i >= len(kept) {
+					t.Logf("seed %d is kept in the file %s", seed, seedsFile)
+					keepSeed(t, seed)
+				}
+			})
 			do(&Run{T: t, Random: rand.New(rand.NewPCG(seed, 0))})
-			if t.Failed() && i >= len(kept) {
-				t.Logf("seed %d is kept in the file %s", seed, seedsFile)
-				keepSeed(t, seed)
-			}
 		})
 		if t.Failed() {
 			return
