@@ -103,6 +103,7 @@ type accessEntry struct {
 	duration            time.Duration
 	decision            intentions.Decision
 	reason              string
+	protocol, asked     string // of a connection: what was detected, and the name that TLS asks for
 }
 
 // request tells of a finished exchange; l is nil if it was refused before the handler was asked.
@@ -126,6 +127,7 @@ func (a *accessLog) connection(l *link, sent, received int64, reason Reason) {
 	a.add(&accessEntry{
 		kind: "tcp", direction: l.direction, source: l.source, destination: l.target, endpoint: l.endpoint, peer: l.remote(),
 		sent: sent, received: received, duration: time.Since(l.started), decision: l.decision, reason: string(reason),
+		protocol: l.speaks, asked: l.asked,
 	})
 }
 
@@ -184,6 +186,8 @@ func (e *accessEntry) append(b []byte, now time.Time) []byte {
 	b = appendID(b, "destination", e.destination)
 	b = appendMember(b, "endpoint", e.endpoint)
 	b = appendMember(b, "peer", e.peer)
+	b = appendMember(b, "protocol", e.protocol)
+	b = appendMember(b, "server_name", e.asked)
 	if r := e.request; r != nil {
 		b = appendMember(b, "method", r.Method)
 		b = appendMember(b, "authority", r.Authority[:min(len(r.Authority), maxLoggedPath)])

@@ -21,7 +21,7 @@ const maxEjected = 100
 
 // dialEndpoint connects to an endpoint for a request or session that was given to it, and takes note of what that tells about
 // the endpoint.
-func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint) (*record.Conn, error) {
+func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint, alpn string) (*record.Conn, error) {
 	// A cluster that the plan lost has no limit any more: its last requests end.
 	if b := p.current().budgets[balance.Key{Generation: e.key.Generation, Cluster: e.key.Cluster}]; b.load != nil {
 		if !take(&b.pending, b.limits.Pending) {
@@ -29,7 +29,7 @@ func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint) (*record.Conn, er
 		}
 		defer b.pending.Add(-1)
 	}
-	conn, err := p.dialMesh(ctx, e)
+	conn, err := p.dialMesh(ctx, e, alpn)
 	if err != nil {
 		if blames(err) {
 			p.failed(ctx, e, err)

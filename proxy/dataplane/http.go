@@ -85,7 +85,7 @@ func (h egress) Handle(ex *l7.Exchange) l7.Response {
 	l.begin(ex)
 	ex.Record.User, ex.Record.Rule = l, -1
 	route := h.p.current().upstreams[l.listener]
-	if route == nil || !route.http || route.source != ex.Conn.Source {
+	if route == nil || !route.http && !route.auto || route.source != ex.Conn.Source {
 		// The listener became another one: the connection must, too.
 		l.drain()
 		return l.attempt.fail(ex, &l7.Error{Reason: l7.NoRoute, Detail: "the upstream was changed; connect again"})

@@ -39,6 +39,8 @@ type link struct {
 	target   spiffe.ID
 	endpoint string
 	decision intentions.Decision
+	// speaks is what was detected, and asked the name that a TLS client asks for; empty if nothing was.
+	speaks, asked string
 
 	mu      sync.Mutex
 	cut     bool
@@ -48,6 +50,7 @@ type link struct {
 	sides   [2]net.Conn
 	spliced bool // its bytes are carried by pumps
 	http    *l7.Conn
+	arrival *arrival // while nobody knows what it speaks
 	// exchange is the one that runs; its head may be read while mu is held.
 	exchange *l7.Exchange
 	admitted bool // inbound: the policy was asked
@@ -138,6 +141,9 @@ func (l *link) drain() {
 }
 
 func (l *link) drainLocked() {
+	if l.arrival != nil {
+		l.arrival.claim(isLeaving)
+	}
 	if l.http != nil && !l.drained {
 		l.http.Drain()
 	}

@@ -108,6 +108,9 @@ func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string
 				Source: l.source, Destination: in.destination, Port: in.Port, Now: time.Now(),
 			})
 			p.decided(ctx, l, in.destination, d)
+			if d.Reason == intentions.ReasonNotHTTP {
+				return nil, false, ReasonNotHTTP
+			}
 			if !d.Allowed {
 				return nil, false, ReasonDenied
 			}

@@ -47,6 +47,7 @@ type metrics struct {
 	handshakes *prometheus.CounterVec
 	refused    *prometheus.CounterVec
 	cut        *prometheus.CounterVec
+	detected   *prometheus.CounterVec
 	drained    prometheus.Counter
 	revision   prometheus.Gauge
 	applied    prometheus.Gauge
@@ -98,6 +99,8 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 		handshakes: vec("mesh_handshake_errors_total", "TLS handshakes on the mesh port that failed.", "reason"),
 		refused:    vec("mesh_connections_refused_total", "Connections that were closed before they carried anything.", "direction", "reason"),
 		cut:        vec("mesh_connections_cut_total", "Live connections that the proxy ended.", "direction", "reason"),
+		detected: vec("mesh_protocol_detections_total", "Connections of applications to ports without a declared protocol, by what they turned out to speak.",
+			"protocol"),
 		drained: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mesh_connections_drained_total",
 			Help: "Connections that were open when a process stopped or was replaced, and ended in good order; others are cut.",
@@ -128,7 +131,7 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 	}, age)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut, m.drained,
+		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut, m.drained, m.detected,
 		m.revision, m.applied, m.expiry, planAge,
 	} {
 		errs = append(errs, r.Register(c))

@@ -133,8 +133,20 @@ func (s *dialedSet) review(now time.Time, snap *snapshot, bundleChanged bool, ve
 	}
 }
 
+// clientConfig is how to begin TLS with an endpoint.
+func (p *Plane) clientConfig(e *endpoint, alpn string) *tls.Config {
+	source := e.key.source
+	return ca.ClientConfig(ca.ClientOptions{
+		Leaf:       func() (*tls.Certificate, error) { return p.current().certificate(source) },
+		Bundle:     p.bundle,
+		Accept:     ca.Expect(e.key.service),
+		ServerName: e.key.serverName,
+		ALPN:       []string{alpn},
+	})
+}
+
 // dialMesh connects to an endpoint: TLS, in which the peer proves that it is the endpoint's service.
-func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*record.Conn, error) {
+func (p *Plane) dialMesh(ctx context.Context, e *endpoint, alpn string) (*record.Conn, error) {
 	before := p.current()
 	tc, err := p.dialTCP(ctx, e.address)
 	if err != nil {
@@ -143,14 +155,14 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*record.Conn, error)
 	d := &dialedConn{Conn: sock.New(tc), set: &p.dialed}
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
 	defer cancel()
-	conn, cs, err := record.Client(ctx, d, e.tls)
+	conn, cs, err := record.Client(ctx, d, p.clientConfig(e, alpn))
 	if err != nil {
 		reset(d)
-		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.tls.ServerName, err)
+		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.key.serverName, err)
 	}
-	if cs.NegotiatedProtocol != e.alpn {
+	if cs.NegotiatedProtocol != alpn {
 		reset(d)
-		return nil, fmt.Errorf("connect to %s (%s): the proxy there speaks %q, want %q", e.address, e.tls.ServerName, cs.NegotiatedProtocol, e.alpn)
+		return nil, fmt.Errorf("connect to %s (%s): the proxy there speaks %q, want %q", e.address, e.key.serverName, cs.NegotiatedProtocol, alpn)
 	}
 	d.proof = newProof(cs, nil, x509.ExtKeyUsageServerAuth)
 	p.dialed.add(d)
@@ -158,7 +170,7 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint) (*record.Conn, error)
 	// The bundle may have changed since the handshake looked at it, before the connection was in the set.
 	if s := p.current(); s != before && d.proof.review(time.Now(), s, map[string]error{}) != "" {
 		reset(d)
-		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.tls.ServerName, ca.ErrUntrusted)
+		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.key.serverName, ca.ErrUntrusted)
 	}
 	return conn, nil
 }

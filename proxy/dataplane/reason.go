@@ -38,6 +38,7 @@ const (
 	ReasonClosed           Reason = "closed"              // the peer went away in the handshake
 	ReasonPeerRefused      Reason = "refused-by-peer"     // the peer did not accept our certificate
 	ReasonLost             Reason = "lost"                // the peer acknowledges nothing any more: its host or the way there is gone
+	ReasonNotHTTP          Reason = "not-http"            // an intention with HTTP rules decides, and the bytes are not HTTP: denied
 	ReasonReset            Reason = "reset"               // in the access log: one side broke off a session
 	ReasonOther            Reason = "other"
 )

@@ -37,6 +37,7 @@ type snapshot struct {
 	apps      map[appKey]*localApp
 	states    balance.Registry       // of endpoints
 	budgets   map[balance.Key]budget // of clusters; their keys name no instance
+	learnt    map[learntKey]*learnt  // of ports of destinations
 }
 
 type policy struct {
@@ -96,7 +97,9 @@ type upstreamRoute struct {
 	source      spiffe.ID
 	cluster     proxy.Cluster
 	destination catalog.Name
-	http        bool
+	http        bool // it is declared to be HTTP
+	auto        bool // nothing is declared
+	learnt      *learnt
 	picker      balance.Picker
 	budget      budget
 	endpoints   []*endpoint
@@ -106,21 +109,21 @@ type upstreamRoute struct {
 // endpointKey names all that a connection to an endpoint depends on. Where none of it changes with a plan, connections stay.
 type endpointKey struct {
 	balance.Key
-	address, serverName, alpn string
-	service, source           spiffe.ID
-	serial                    string  // of our certificate: a renewed one gets connections of its own
-	roots                     ca.Hash // of the peer's trust domain
+	address, serverName string
+	protocol            catalog.Protocol
+	service, source     spiffe.ID
+	serial              string  // of our certificate: a renewed one gets connections of its own
+	roots               ca.Hash // of the peer's trust domain
 }
 
 // endpoint is one instance of a destination, seen by one local service.
 type endpoint struct {
-	instance, address, alpn string
-	key                     endpointKey
-	port                    string
-	state                   *balance.State
-	tls                     *tls.Config
-	pool                    *l7.Pool // for HTTP
-	made                    time.Time
+	instance, address string
+	key               endpointKey
+	port              string
+	state             *balance.State
+	pool              *l7.Pool // for HTTP; nil where there is none
+	made              time.Time
 	// expires is the earliest end of a peer's certificate in the pool, in unix seconds; 0 while there was none.
 	expires atomic.Int64
 }
@@ -139,6 +142,7 @@ func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (
 		policies:  make(map[catalog.Name]policy, len(cfg.Policies)),
 		endpoints: map[endpointKey]*endpoint{},
 		apps:      map[appKey]*localApp{},
+		learnt:    map[learntKey]*learnt{},
 	}
 	for _, leaf := range leaves {
 		s.leaves[leaf.ID()] = leaf
@@ -223,19 +227,20 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 		source: l.Source, cluster: cl,
 		destination: catalog.Name{Namespace: cl.Service.Namespace, Name: cl.Service.Name},
 		http:        cl.Protocol == catalog.ProtocolHTTP,
+		auto:        cl.Protocol.OrAuto() == catalog.ProtocolAuto,
 		budget:      s.budgets[balance.Key{Generation: s.config.Position.Generation, Cluster: cl.Name}],
 	}
-	alpn, serial := alpnTCP, ""
-	if route.http {
-		alpn = alpnHTTP1
+	if route.auto {
+		route.learnt = s.learntOf(before, learntKey{cl.Service, cl.Port})
 	}
+	serial := ""
 	if leaf := s.leaves[l.Source]; leaf != nil {
 		serial = leaf.Chain()[0].SerialNumber.String()
 	}
 	candidates := make([]balance.Candidate, 0, len(cl.Endpoints))
 	for _, ep := range cl.Endpoints {
 		key := endpointKey{
-			Key: s.stateKey(cl, ep), address: ep.Address, serverName: ep.ServerName, alpn: alpn,
+			Key: s.stateKey(cl, ep), address: ep.Address, serverName: ep.ServerName, protocol: cl.Protocol.OrAuto(),
 			service: cl.Service, source: l.Source, serial: serial, roots: s.config.Bundle.Hash(cl.Service.TrustDomain),
 		}
 		e := s.endpoints[key]
@@ -258,25 +263,30 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 }
 
 func (p *Plane) newEndpoint(key endpointKey, instance, port string, state *balance.State) *endpoint {
-	source := key.source
-	e := &endpoint{
-		instance: instance, address: key.address, alpn: key.alpn, key: key, port: port, state: state, made: time.Now(),
-		tls: ca.ClientConfig(ca.ClientOptions{
-			Leaf:       func() (*tls.Certificate, error) { return p.current().certificate(source) },
-			Bundle:     p.bundle,
-			Accept:     ca.Expect(key.service),
-			ServerName: key.serverName,
-			ALPN:       []string{key.alpn},
-		}),
-	}
-	if key.alpn == alpnHTTP1 {
+	e := &endpoint{instance: instance, address: key.address, key: key, port: port, state: state, made: time.Now()}
+	switch key.protocol {
+	case catalog.ProtocolHTTP, catalog.ProtocolAuto:
 		e.pool = l7.NewPool(l7.PoolConfig{
-			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialEndpoint(ctx, e) },
+			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialEndpoint(ctx, e, alpnHTTP1) },
 			ConnectTimeout: p.limits.ConnectTimeout + p.limits.HandshakeTimeout,
 			Limits:         p.limits.Head,
 		})
+	default:
 	}
 	return e
+}
+
+// learntOf returns what is known of a port. It is forgotten with the plan that has the port no more.
+func (s *snapshot) learntOf(before *snapshot, key learntKey) *learnt {
+	k := s.learnt[key]
+	if k == nil {
+		k = before.learnt[key]
+	}
+	if k == nil {
+		k = &learnt{}
+	}
+	s.learnt[key] = k
+	return k
 }
 
 // certificate returns the newest leaf of a local service for a handshake.

@@ -29,10 +29,23 @@ func (p *Plane) serveUpstream(ctx context.Context, nc *sock.Conn, name string) {
 		reset(nc)
 		return
 	}
-	if route.http {
-		p.serveHTTP(ctx, l, p.egress, nc, l7.ConnInfo{Source: route.source, User: l})
-		return
+	switch {
+	case route.auto:
+		p.serveAuto(ctx, l, nc, route)
+	case route.http:
+		p.serveWeb(ctx, l, nc, route)
+	default:
+		p.serveTCP(ctx, l, nc, route)
 	}
+}
+
+// serveWeb serves a connection that speaks HTTP.
+func (p *Plane) serveWeb(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute) {
+	p.serveHTTP(ctx, l, p.egress, nc, l7.ConnInfo{Source: route.source, User: l})
+}
+
+// serveTCP carries a connection as it is.
+func (p *Plane) serveTCP(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute) {
 	server, done, reason := p.connect(ctx, l, route)
 	if reason != "" {
 		p.refuse(ctx, l, reason)
@@ -46,7 +59,7 @@ func (p *Plane) serveUpstream(ctx context.Context, nc *sock.Conn, name string) {
 	p.splice(l, nc, server)
 }
 
-// route finds where a connection that is in the table goes, and refuses the denied. HTTP is refused per request.
+// route finds where a connection that is in the table goes, and refuses the denied. What is HTTP, or may be, is not refused here: it can be answered.
 func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
 	for {
 		s := p.current()
@@ -61,7 +74,7 @@ func (p *Plane) route(l *link) (*upstreamRoute, Reason) {
 		if s != p.current() {
 			continue
 		}
-		if route.cluster.Denied != "" && !route.http {
+		if route.cluster.Denied != "" && !route.http && !route.auto {
 			return nil, ReasonDenied
 		}
 		return route, ""
@@ -93,7 +106,7 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 		e, state := route.endpoints[i], route.states[i]
 		state.Begin()
 		p.health.picked(route, state)
-		conn, err := p.dialEndpoint(ctx, e)
+		conn, err := p.dialEndpoint(ctx, e, alpnTCP)
 		if err == nil {
 			l.adopt(conn)
 			return conn, func() { state.End(); budget.sessions.Add(-1) }, ""

@@ -339,7 +339,7 @@ func (e *edge) count(side direction, reason l7.Reason, v flow.Verdict) {
 func (p *Plane) connectionRefused(l *link, reason Reason) {
 	p.access.connection(l, 0, 0, reason)
 	verdict := flow.Failed
-	if reason == ReasonDenied || reason == ReasonUntrusted {
+	if reason == ReasonDenied || reason == ReasonUntrusted || reason == ReasonNotHTTP {
 		verdict = flow.Denied
 		if !l.target.IsZero() {
 			key := edgeKey{direction: l.direction, source: l.source, destination: flow.Service(l.target)}

@@ -397,8 +397,11 @@ func portWarnings(service catalog.Service, i intentions.Intention) ([]string, er
 }
 
 // carriesRequests reports whether proxies of this version see requests on a port
-// of the protocol, rather than connections.
-func carriesRequests(p catalog.Protocol) bool { return p == catalog.ProtocolHTTP }
+// of the protocol, rather than connections. On one without a declaration they see
+// those of HTTP/1, which they know by their bytes.
+func carriesRequests(p catalog.Protocol) bool {
+	return p == catalog.ProtocolHTTP || p.OrAuto() == catalog.ProtocolAuto
+}
 
 // sourceID returns the identity of a local service, or the SPIFFE ID that source
 // spells out.
