@@ -99,7 +99,8 @@ type host struct {
 	identity atomic.Pointer[join.Identity] // nil until joined
 	bundle   atomic.Pointer[ca.Bundle]     // the newest roots
 
-	leaving sync.Mutex // one Leave at a time
+	leaving sync.Mutex  // one Leave at a time
+	away    atomic.Bool // the node leaves, or has left: no server is connected to anew
 
 	mu        sync.Mutex
 	address   string // of the mesh port, for other hosts
@@ -220,7 +221,7 @@ func (a *Agent) open(leave context.CancelCauseFunc) (h *host, unlock func(), err
 		},
 	})
 	h.leaves = leaf.New(leaf.Config{Log: a.log, Dir: leaves, Link: h.link, Bundle: h.roots})
-	h.syncer = registry.NewSyncer(registry.SyncConfig{Log: a.log, Link: h.link})
+	h.syncer = registry.NewSyncer(registry.SyncConfig{Log: a.log, Session: a.session, Link: h.link})
 	for _, load := range []func() error{h.registry.Load, h.view.Load, h.leaves.Load} {
 		if err := load(); err != nil {
 			return nil, nil, err
@@ -252,6 +253,9 @@ func (h *host) dial(server string) (*grpc.ClientConn, error) {
 	identity := h.identity.Load()
 	if identity == nil {
 		return nil, fmt.Errorf("dial %s: this host has not joined", server)
+	}
+	if h.away.Load() {
+		return nil, fmt.Errorf("dial %s: %w", server, errLeft)
 	}
 	config := ca.ClientConfig(ca.ClientOptions{
 		Leaf: func() (*tls.Certificate, error) {
@@ -408,21 +412,41 @@ func (a *Agent) Leave(ctx context.Context) error {
 	if h == nil {
 		return fmt.Errorf("leave: %w: the agent does not run", ErrNotConnected)
 	}
-	client, _ := h.link()
-	if client == nil {
-		return fmt.Errorf("leave: %w", ErrNotConnected)
-	}
 	h.leaving.Lock()
 	defer h.leaving.Unlock()
+	if client, _ := h.link(); client == nil {
+		return fmt.Errorf("leave: %w", ErrNotConnected)
+	}
 	// What is registered after the server took the instances away would be there for
 	// ever.
 	if err := h.syncer.Pause(ctx); err != nil {
 		return fmt.Errorf("leave: %w", err)
 	}
-	if _, err := client.Leave(ctx, &meshpb.LeaveRequest{}); err != nil {
+	if err := h.sendLeave(ctx); err != nil {
 		h.syncer.Resume()
 		return fmt.Errorf("leave: %w", err)
 	}
 	h.leave(errLeft)
 	return nil
+}
+
+// sendLeave tells the server that the node leaves, over a connection of its own: the
+// server ends the stream before it answers, and what the stream's connection carries
+// ends with it. Unless it fails there is no new stream: that would give the node a
+// lease again, which nobody keeps.
+func (h *host) sendLeave(ctx context.Context) error {
+	link, _ := h.view.Link()
+	if link == nil {
+		return ErrNotConnected
+	}
+	conn, err := h.dial(link.Server)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	h.away.Store(true)
+	if _, err = meshpb.NewMeshClient(conn).Leave(ctx, &meshpb.LeaveRequest{}); err != nil {
+		h.away.Store(false)
+	}
+	return err
 }

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -48,6 +49,8 @@ type bench struct {
 	stop   func()
 	dir    string
 	cfg    agent.Config
+	// before, if set, is called by the server before it handles a call.
+	before atomic.Pointer[func(rpc string)]
 }
 
 // newBench returns a host with a join token. The directory is short: a unix
@@ -70,6 +73,12 @@ func newBench(t *testing.T) *bench {
 	}
 	b.server.Put(view.Roots(), agenttest.TrustDomain, mustJSON(t, map[string]string{"pem": string(bundle.PEM(agenttest.TrustDomain))}))
 	b.server.Put(view.Node(), "spec", mustJSON(t, catalog.Node{Name: "vm-a", Services: []string{"*"}}))
+	b.server.Refuse = func(rpc string, _ spiffe.ID) error {
+		if before := b.before.Load(); before != nil {
+			(*before)(rpc)
+		}
+		return nil
+	}
 	stop, err := b.server.Start(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -319,7 +319,8 @@ func (s *Server) Register(ctx context.Context, req *meshpb.RegisterRequest) (*me
 	return &meshpb.RegisterResponse{Position: s.position(), Refusals: s.refusals}, nil
 }
 
-// Leave implements meshpb.MeshServer.
+// Leave implements meshpb.MeshServer. As a real server does, it ends the streams before
+// it answers.
 func (s *Server) Leave(ctx context.Context, _ *meshpb.LeaveRequest) (*meshpb.LeaveResponse, error) {
 	if err := s.admit(ctx, "Leave"); err != nil {
 		return nil, err
@@ -328,6 +329,9 @@ func (s *Server) Leave(ctx context.Context, _ *meshpb.LeaveRequest) (*meshpb.Lea
 	defer s.mu.Unlock()
 	s.left++
 	s.registered = nil
+	for st := range s.streams {
+		st.cancel()
+	}
 	s.note()
 	return &meshpb.LeaveResponse{Position: s.position()}, nil
 }

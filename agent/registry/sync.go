@@ -58,6 +58,9 @@ func Registrations(definitions []catalog.Definition, node, zone, meshAddress str
 // SyncConfig is what a Syncer needs.
 type SyncConfig struct {
 	Log *slog.Logger
+	// Session is that of the stream's Hello: a server registers nothing for one that
+	// has left.
+	Session string
 	// Link returns a client of the server to register with, nil while there is
 	// none, and a channel that is closed when that changes.
 	Link func() (meshpb.MeshClient, <-chan struct{})
@@ -101,7 +104,7 @@ func NewSyncer(cfg SyncConfig) *Syncer {
 
 // Set replaces the set. The same set again is not sent.
 func (s *Syncer) Set(all []*meshpb.Registration) {
-	next := &meshpb.RegisterRequest{Registrations: all}
+	next := &meshpb.RegisterRequest{Registrations: all, Session: s.cfg.Session}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.set != nil && proto.Equal(s.set, next) {

@@ -382,6 +382,10 @@ func (x *Registration) GetStatus() []byte {
 type RegisterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Registrations []*Registration        `protobuf:"bytes,1,rep,name=registrations,proto3" json:"registrations,omitempty"`
+	// session is that of the Hello of the stream. A session that does not hold the
+	// node's lease registers nothing: the node has left since, or another agent has
+	// connected. Not checked when empty, as from agents before it was there.
+	Session       string `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +425,13 @@ func (x *RegisterRequest) GetRegistrations() []*Registration {
 		return x.Registrations
 	}
 	return nil
+}
+
+func (x *RegisterRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
 }
 
 type RegisterResponse struct {
@@ -1499,9 +1510,10 @@ const file_server_meshpb_mesh_proto_rawDesc = "" +
 	"\fRegistration\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\fR\aservice\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\fR\binstance\x12\x16\n" +
-	"\x06status\x18\x03 \x01(\fR\x06status\"O\n" +
+	"\x06status\x18\x03 \x01(\fR\x06status\"i\n" +
 	"\x0fRegisterRequest\x12<\n" +
-	"\rregistrations\x18\x01 \x03(\v2\x16.meshd.v1.RegistrationR\rregistrations\"q\n" +
+	"\rregistrations\x18\x01 \x03(\v2\x16.meshd.v1.RegistrationR\rregistrations\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\"q\n" +
 	"\x10RegisterResponse\x12.\n" +
 	"\bposition\x18\x01 \x01(\v2\x12.meshd.v1.PositionR\bposition\x12-\n" +
 	"\brefusals\x18\x02 \x03(\v2\x11.meshd.v1.RefusalR\brefusals\"W\n" +

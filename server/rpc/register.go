@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,7 +24,7 @@ import (
 // Costs of a transaction: a record that is read is one check, one that is written
 // one more operation.
 const (
-	opsPerNode     = 3 // the node's record and identity, the namespace
+	opsPerNode     = 4 // the node's record, identity and lease, the namespace
 	opsPerService  = 2
 	opsPerInstance = 4 // instance and status
 	// chunkBytes leaves room for keys and for the records of the node.
@@ -49,24 +50,48 @@ func (s *Server) Register(ctx context.Context, req *meshpb.RegisterRequest) (*me
 	if n := len(req.GetRegistrations()); n > maxRegistrations {
 		return nil, s.refuse(codes.InvalidArgument, meshpb.ReasonBadRequest, "%d instances on node %s, at most %d can be registered", n, c.node, maxRegistrations)
 	}
+	if err := s.holds(s.state.Snapshot(), c.node, req.GetSession()); err != nil {
+		return nil, err
+	}
 	response := &meshpb.RegisterResponse{}
 	var wanted map[catalog.Name][]registration
 	var keep map[catalog.InstanceKey]bool
 	s.pace.do(func() { wanted, keep, response.Refusals = understand(c.node, req.GetRegistrations()) })
 	for _, service := range slices.SortedFunc(maps.Keys(wanted), catalog.Name.Compare) {
 		for chunk := range chunks(wanted[service]) {
-			refusals, err := s.registerChunk(ctx, c, chunk, keep)
+			refusals, err := s.registerChunk(ctx, c, req.GetSession(), chunk, keep)
 			if err != nil {
 				return nil, s.storeError(err, "register "+service.Short()+" of node "+c.node)
 			}
 			response.Refusals = append(response.Refusals, refusals...)
 		}
 	}
-	if err := s.deregister(ctx, c.node, func(key catalog.InstanceKey) bool { return !keep[key] }); err != nil {
+	var late error
+	err = removeInstances(ctx, s.state, c.node, func(r state.Reader, key catalog.InstanceKey) bool {
+		late = s.holds(r, c.node, req.GetSession())
+		return late == nil && !keep[key]
+	})
+	if err := cmp.Or(err, late); err != nil {
 		return nil, s.storeError(err, "remove old instances of node "+c.node)
 	}
 	response.Position = toWire(s.state.Snapshot().Position())
 	return response, nil
+}
+
+// holds refuses a session that does not hold the lease of its node: what it had sent
+// before the node left, or before its successor connected, comes too late. r may be a
+// transaction, which then depends on the lease.
+func (s *Server) holds(r state.Reader, node, session string) error {
+	if session == "" {
+		return nil // an agent that does not say it yet
+	}
+	switch lease, ok := state.Leases.Get(r, node); {
+	case !ok:
+		return s.refuse(codes.Aborted, meshpb.ReasonLeft, "node %s has left: open a stream to be in the mesh again", node)
+	case lease.Err == nil && lease.Value.Session != session:
+		return s.refuse(codes.Aborted, meshpb.ReasonSuperseded, "another agent of node %s has connected since", node)
+	}
+	return nil
 }
 
 // understand sorts what a node registers by service, and notes what is to be kept of
@@ -175,11 +200,14 @@ func chunks(all []registration) func(yield func([]registration) bool) {
 // registerChunk writes instances of one service. What is refused for want of
 // permission is taken out of keep, so that an older registration goes too; what
 // is refused for another reason leaves the older one in force.
-func (s *Server) registerChunk(ctx context.Context, c caller, chunk []registration, keep map[catalog.InstanceKey]bool) ([]*meshpb.Refusal, error) {
+func (s *Server) registerChunk(ctx context.Context, c caller, session string, chunk []registration, keep map[catalog.InstanceKey]bool) ([]*meshpb.Refusal, error) {
 	var refused []error // in the order of chunk
 	permitted := true
 	_, err := s.state.Update(ctx, func(tx *state.Tx) error {
 		if err := s.admit(tx, c); err != nil {
+			return err
+		}
+		if err := s.holds(tx, c.node, session); err != nil {
 			return err
 		}
 		name := chunk[0].key.Service
@@ -259,13 +287,8 @@ func namespaceExists(tx *state.Tx, namespace string) error {
 	return fmt.Errorf("namespace %s does not exist%s: create it first", namespace, hint)
 }
 
-// deregister removes those instances of a node, with their status, of which gone
-// says so.
-func (s *Server) deregister(ctx context.Context, node string, gone func(catalog.InstanceKey) bool) error {
-	return removeInstances(ctx, s.state, node, func(_ state.Reader, key catalog.InstanceKey) bool { return gone(key) })
-}
-
-// removeInstances asks gone twice: on the newest snapshot, and in the transaction
+// removeInstances removes those instances of a node, with their status, of which gone
+// says so. It asks twice: on the newest snapshot, and in the transaction
 // that removes, which depends on what gone reads.
 func removeInstances(ctx context.Context, st *state.State, node string, gone func(state.Reader, catalog.InstanceKey) bool) error {
 	// Two records of two operations each, and the few that gone reads.
@@ -310,7 +333,7 @@ func (s *Server) Leave(ctx context.Context, _ *meshpb.LeaveRequest) (*meshpb.Lea
 	if err != nil {
 		return nil, err
 	}
-	if err := s.deregister(ctx, c.node, func(catalog.InstanceKey) bool { return true }); err != nil {
+	if err := removeInstances(ctx, s.state, c.node, func(state.Reader, catalog.InstanceKey) bool { return true }); err != nil {
 		return nil, s.storeError(err, "remove the instances of node "+c.node)
 	}
 	at, err := s.state.Update(ctx, func(tx *state.Tx) error {
@@ -319,6 +342,14 @@ func (s *Server) Leave(ctx context.Context, _ *meshpb.LeaveRequest) (*meshpb.Lea
 	})
 	if err != nil {
 		return nil, s.storeError(err, "end the lease of node "+c.node)
+	}
+	// What was registered between the two is there yet; nothing can be since.
+	err = removeInstances(ctx, s.state, c.node, func(r state.Reader, _ catalog.InstanceKey) bool {
+		_, back := state.Leases.Get(r, c.node)
+		return !back
+	})
+	if err != nil {
+		return nil, s.storeError(err, "remove the instances of node "+c.node)
 	}
 	s.leases.forget(c.node)
 	s.fleet.close(c.node, s.refuse(codes.Aborted, meshpb.ReasonLeft, "node %s has left", c.node))

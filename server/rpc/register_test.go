@@ -283,6 +283,62 @@ func TestLeave(t *testing.T) {
 	register(t, client, definition(t, "vm-a", web(""), catalog.HealthPassing)) // it may come back
 }
 
+// Nothing brings back the instances of a node that has left but an agent that connects
+// again: not what had been sent before and comes late, nor what is under way meanwhile.
+func TestLateRegistration(t *testing.T) {
+	t.Parallel()
+	c := start(t, rpc.Config{})
+	c.listen()
+	leaf := c.join("vm-a", "web")
+	client := c.dial(leaf)
+	set := func(session string, instances int) *meshpb.RegisterRequest {
+		req := &meshpb.RegisterRequest{Session: session}
+		for i := range instances {
+			req.Registrations = append(req.Registrations, definition(t, "vm-a", web(fmt.Sprintf("web-%d", i)), catalog.HealthPassing))
+		}
+		return req
+	}
+	try := func(what string, req *meshpb.RegisterRequest, want meshpb.Reason, instances int) {
+		t.Helper()
+		_, err := client.Register(t.Context(), req)
+		if reason, _ := meshpb.ReasonOf(err); reason != want || (err == nil) != (want == "") {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
+		if got := len(c.onA()); got != instances {
+			t.Errorf("%s: %d instances, want %d", what, got, instances)
+		}
+	}
+	try("no stream yet", set("s1", 1), meshpb.ReasonLeft, 0)
+	c.connect(leaf, "s1")
+	try("connected", set("s1", 2), "", 2)
+	for range 20 {
+		// As many as take several transactions, so that the node leaves between two.
+		under := make(chan error, 1)
+		go func() {
+			_, err := client.Register(t.Context(), set("s1", 200))
+			under <- err
+		}()
+		if _, err := client.Leave(t.Context(), &meshpb.LeaveRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-under; err != nil {
+			if reason, _ := meshpb.ReasonOf(err); reason != meshpb.ReasonLeft {
+				t.Errorf("a registration while the node leaves: %v", err)
+			}
+		}
+		if got := c.onA(); len(got) != 0 {
+			t.Errorf("%d instances of a node that has left", len(got))
+		}
+		try("late", set("s1", 1), meshpb.ReasonLeft, 0)
+		try("late and empty", set("s1", 0), meshpb.ReasonLeft, 0)
+		c.connect(leaf, "s1") // back
+	}
+	c.connect(leaf, "s2")
+	try("restarted", set("s2", 3), "", 3)
+	try("of the agent before", set("s1", 5), meshpb.ReasonSuperseded, 3)
+	try("nothing, of the agent before", set("s1", 0), meshpb.ReasonSuperseded, 3)
+}
+
 // Whatever an agent sends, nothing is registered for another node or a service that is
 // not its own, and what is stored can be read.
 func FuzzRegister(f *testing.F) {
