@@ -88,6 +88,26 @@ func envoyManager(cluster string, more node, filters ...node) node {
 	return envoyFilter("http", envoyNet+"http_connection_manager.v3.HttpConnectionManager", config)
 }
 
+// envoyWindows are the mesh's own, and what Envoy's makers advise for an edge:
+// by default it takes up to 256 MiB of one stream.
+func envoyWindows() node {
+	return node{"initial_stream_window_size": 64 << 10, "initial_connection_window_size": 1 << 20}
+}
+
+// envoyHTTP2 makes a cluster's connections HTTP/2.
+func envoyHTTP2(cluster node) node {
+	const options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+	cluster["typed_extension_protocol_options"] = node{options: node{
+		envoyKind: "type.googleapis.com/" + options, "explicit_http_config": node{"http2_protocol_options": envoyWindows()},
+	}}
+	return cluster
+}
+
+// envoyCodec2 makes a manager take HTTP/2 only.
+func envoyCodec2() node {
+	return node{"codec_type": "HTTP2", "http2_protocol_options": envoyWindows()}
+}
+
 func envoyTCP(cluster string) node {
 	return envoyFilter("tcp", envoyNet+"tcp_proxy.v3.TcpProxy", node{"stat_prefix": cluster, "cluster": cluster, "idle_timeout": "300s"})
 }
@@ -107,7 +127,7 @@ func envoyAccess(principals []node) node {
 	}
 	return envoyRBAC(envoyHTTP+"rbac.v3.RBAC", node{"and_rules": node{"rules": []node{
 		{"not_rule": node{"url_path": node{"path": node{"prefix": "/admin/"}}}},
-		{"or_rules": node{"rules": []node{method("GET"), method("HEAD")}}},
+		{"or_rules": node{"rules": []node{method("GET"), method("HEAD"), method("POST")}}},
 	}}}, principals, nil)
 }
 
@@ -137,14 +157,14 @@ func envoyCluster(name string, addresses []string, socket node) node {
 }
 
 // envoyTransport is one side of mutual TLS.
-func (f *field) envoyTransport(kind, name string, peer spiffe.ID, more node) node {
+func (f *field) envoyTransport(kind, name, alpn string, peer spiffe.ID, more node) node {
 	file := func(name string) node { return node{"filename": f.path(name)} }
 	trust := node{"trusted_ca": file("ca.pem")}
 	if !peer.IsZero() {
 		trust["match_typed_subject_alt_names"] = []node{{"san_type": "URI", "matcher": node{"exact": peer.String()}}}
 	}
 	config := node{"common_tls_context": node{
-		"alpn_protocols":     []string{"http/1.1"},
+		"alpn_protocols":     []string{alpn},
 		"tls_params":         node{"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
 		"tls_certificates":   []node{{"certificate_chain": file(name + ".pem"), "private_key": file(name + ".pem")}},
 		"validation_context": trust,
@@ -169,35 +189,49 @@ func (f *field) envoyHop() error {
 	}}}
 	listeners, out := []node{}, []node{}
 	for c := range clusters {
-		manager := envoyManager(clusterName(c), nil, envoyAccess(principals))
+		var more node
+		cluster := envoyCluster(clusterName(c), repeat(f.backend), nil)
+		if c == http2Cluster {
+			more, cluster = envoyCodec2(), envoyHTTP2(envoyCluster(clusterName(c), repeat(f.backend2), nil))
+		}
+		manager := envoyManager(clusterName(c), more, envoyAccess(principals))
 		if config, ok := manager["typed_config"].(node); ok {
 			if routes, ok := config["route_config"].(node); ok {
 				routes["request_headers_to_add"] = headers["request_headers_to_add"]
 			}
 		}
 		listeners = append(listeners, envoyListener(clusterName(c), addresses[c:c+1], node{"filters": []node{manager}}))
-		out = append(out, envoyCluster(clusterName(c), repeat(f.backend), nil))
+		out = append(out, cluster)
 	}
 	p, err := f.envoy("hop", "proxy", listeners, out)
-	f.lanes = append(f.lanes, lane{plain, envoyName, addresses[httpCluster], []part{p}})
+	f.lanes = append(f.lanes, lane{scenario: plain, name: envoyName, address: addresses[httpCluster], parts: []part{p}},
+		lane{scenario: plain2, name: envoyName, address: addresses[http2Cluster], parts: []part{p}})
 	return err
 }
 
 // envoyPair is two with mutual TLS between them.
 func (f *field) envoyPair() error {
-	meshes, err := f.reserve(2 * endpoints)
+	meshes, err := f.reserve(3 * endpoints)
 	if err != nil {
 		return err
 	}
-	server := f.envoyTransport("DownstreamTlsContext", "far", spiffe.ID{}, node{"require_client_certificate": true})
-	manager := envoyManager("api", node{
-		"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": node{"uri": true},
-	}, envoyAccess(envoyCallers()))
+	server := func(alpn string) node {
+		return f.envoyTransport("DownstreamTlsContext", "far", alpn, spiffe.ID{}, node{"require_client_certificate": true})
+	}
+	sanitize := node{"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": node{"uri": true}}
+	sanitize2 := envoyCodec2()
+	maps.Copy(sanitize2, sanitize)
+	manager := envoyManager("api", sanitize, envoyAccess(envoyCallers()))
+	manager2 := envoyManager("api2", sanitize2, envoyAccess(envoyCallers()))
 	gate := envoyRBAC(envoyNet+"rbac.v3.RBAC", node{"any": true}, envoyCallers(), node{"stat_prefix": "stream"})
 	far, err := f.envoy("far", "far", []node{
-		envoyListener("api", meshes[:endpoints], node{"filters": []node{manager}, "transport_socket": server}),
-		envoyListener("stream", meshes[endpoints:], node{"filters": []node{gate, envoyTCP("stream")}, "transport_socket": server}),
-	}, []node{envoyCluster("api", []string{f.backend}, nil), envoyCluster("stream", []string{f.stream}, nil)})
+		envoyListener("api", meshes[:endpoints], node{"filters": []node{manager}, "transport_socket": server(http1ALPN)}),
+		envoyListener("stream", meshes[endpoints:2*endpoints], node{"filters": []node{gate, envoyTCP("stream")}, "transport_socket": server(http1ALPN)}),
+		envoyListener("api2", meshes[2*endpoints:], node{"filters": []node{manager2}, "transport_socket": server(http2ALPN)}),
+	}, []node{
+		envoyCluster("api", []string{f.backend}, nil), envoyCluster("stream", []string{f.stream}, nil),
+		envoyHTTP2(envoyCluster("api2", []string{f.backend2}, nil)),
+	})
 	if err != nil {
 		return err
 	}
@@ -206,18 +240,27 @@ func (f *field) envoyPair() error {
 	if err != nil {
 		return err
 	}
-	client := f.envoyTransport("UpstreamTlsContext", "near", api(), node{"sni": peerName})
+	client := func(alpn string) node {
+		return f.envoyTransport("UpstreamTlsContext", "near", alpn, api(), node{"sni": peerName})
+	}
 	listeners, out := []node{}, []node{}
 	for c := range clusters {
-		filter, to := envoyManager(clusterName(c), nil), meshes[:endpoints]
-		if c == streamCluster {
-			filter, to = envoyTCP(clusterName(c)), meshes[endpoints:]
+		filter, cluster := node(nil), node(nil)
+		switch c {
+		case streamCluster:
+			filter, cluster = envoyTCP(clusterName(c)), envoyCluster(clusterName(c), meshes[endpoints:2*endpoints], client(http1ALPN))
+		case http2Cluster:
+			filter, cluster = envoyManager(clusterName(c), envoyCodec2()), envoyHTTP2(envoyCluster(clusterName(c), meshes[2*endpoints:], client(http2ALPN)))
+		default:
+			filter, cluster = envoyManager(clusterName(c), nil), envoyCluster(clusterName(c), meshes[:endpoints], client(http1ALPN))
 		}
 		listeners = append(listeners, envoyListener(clusterName(c), addresses[c:c+1], node{"filters": []node{filter}}))
-		out = append(out, envoyCluster(clusterName(c), to, client))
+		out = append(out, cluster)
 	}
 	near, err := f.envoy("near", "near", listeners, out)
 	parts := []part{near, far}
-	f.lanes = append(f.lanes, lane{mutual, envoyName, addresses[httpCluster], parts}, lane{stream, envoyName, addresses[streamCluster], parts})
+	f.lanes = append(f.lanes, lane{scenario: mutual, name: envoyName, address: addresses[httpCluster], parts: parts},
+		lane{scenario: stream, name: envoyName, address: addresses[streamCluster], parts: parts},
+		lane{scenario: mutual2, name: envoyName, address: addresses[http2Cluster], parts: parts})
 	return err
 }

@@ -36,6 +36,7 @@ const (
 const (
 	httpCluster   = 0
 	streamCluster = 1
+	http2Cluster  = 2
 )
 
 func service(name string) spiffe.ID {
@@ -52,6 +53,8 @@ func clusterName(i int) string {
 		return "api"
 	case streamCluster:
 		return "stream"
+	case http2Cluster:
+		return "api2"
 	}
 	return fmt.Sprintf("service-%02d", i)
 }
@@ -83,7 +86,13 @@ const (
 	plain  scenario = "plain"
 	mutual scenario = "two-hops"
 	stream scenario = "tcp"
+	// The same over HTTP/2 from end to end: gRPC, too.
+	plain2  scenario = "h2"
+	mutual2 scenario = "h2-two-hops"
 )
+
+// http2 tells whether the ends speak HTTP/2.
+func (s scenario) http2() bool { return s == plain2 || s == mutual2 }
 
 // lane is one contender in one scenario.
 type lane struct {
@@ -91,6 +100,8 @@ type lane struct {
 	name     string
 	address  string
 	parts    []part
+	// bare is that it enforces no access rules, for it knows none.
+	bare bool
 }
 
 // part is one process whose cost counts.
@@ -141,10 +152,10 @@ type field struct {
 	dir     string // of this field, short: unix sockets lie in it
 	// authority signs all identities.
 	authority *rig.Authority
-	// backends are the addresses of the backend: HTTP, and the stream.
-	backend, stream string
-	lanes           []lane
-	configs         []config // in the order in which they were written
+	// backends are the addresses of the backend: HTTP, the stream, and HTTP/2.
+	backend, stream, backend2 string
+	lanes                     []lane
+	configs                   []config // in the order in which they were written
 
 	processes []*rig.Process
 	closers   []func() error
@@ -178,7 +189,8 @@ func newField(ctx context.Context, o options, s setting, dir string) (*field, er
 
 // startLanes starts the contenders that were asked for.
 func (f *field) startLanes(ctx context.Context) error {
-	pairs := f.options.has(mutual) || f.options.has(stream)
+	hops := f.options.has(plain) || f.options.has(plain2)
+	pairs := f.options.has(mutual) || f.options.has(stream) || f.options.has(mutual2)
 	for _, c := range []struct {
 		peer  string
 		hop   bool
@@ -189,26 +201,30 @@ func (f *field) startLanes(ctx context.Context) error {
 		{haproxyName, true, f.haproxyHop},
 		{envoyName, true, f.envoyHop},
 		{nginxName, true, func() error { return f.nginxHop(ctx) }},
+		{nghttpxName, true, func() error { return f.nghttpxHop(ctx) }},
+		{goName, true, f.goHop},
 		{meshName, false, func() error { return f.meshPair(ctx, meshName, f.options.mesh) }},
 		{versusName, false, func() error { return f.meshPair(ctx, versusName, f.options.versus) }},
 		{haproxyName, false, f.haproxyPair},
 		{envoyName, false, f.envoyPair},
+		{nghttpxName, false, func() error { return f.nghttpxPair(ctx) }},
 	} {
-		if !f.options.takes(c.peer) || c.hop && !f.options.has(plain) || !c.hop && !pairs {
+		if !f.options.takes(c.peer) || c.hop && !hops || !c.hop && !pairs {
 			continue
 		}
 		if err := c.start(); err != nil {
 			return fmt.Errorf("%s: %w", c.peer, err)
 		}
 	}
+	f.lanes = slices.DeleteFunc(f.lanes, func(l lane) bool { return !f.options.has(l.scenario) })
 	for _, l := range f.lanes {
 		if err := f.check(ctx, l); err != nil {
 			return fmt.Errorf("%s, %s: %w", l.scenario, l.name, err)
 		}
-		if l.scenario == stream {
-			continue // its processes are those of two hops
-		}
 		for _, p := range l.parts {
+			if p.metrics == "" {
+				continue
+			}
 			if _, err := load.Scrape(ctx, p.metrics, ""); err != nil {
 				return err
 			}
@@ -354,11 +370,11 @@ func (f *field) note(name, text string) {
 
 // startBackend starts this program as the backend.
 func (f *field) startBackend() error {
-	addresses, files, err := f.listen(2)
+	addresses, files, err := f.listen(3)
 	if err != nil {
 		return err
 	}
-	f.backend, f.stream = addresses[0], addresses[1]
+	f.backend, f.stream, f.backend2 = addresses[0], addresses[1], addresses[2]
 	_, err = f.started(rig.Start(f.options.self, []string{backendCommand}, rig.Options{Files: files, Env: quiet()}))
 	return err
 }

@@ -14,6 +14,9 @@ const (
 	// cipherSuite is what Go and BoringSSL take between two machines with AES
 	// instructions; HAProxy is held to it.
 	cipherSuite = "TLS_AES_128_GCM_SHA256"
+
+	http1ALPN = "http/1.1"
+	http2ALPN = "h2"
 )
 
 // haproxyDefaults are the same times and the same choice of endpoint as the
@@ -68,7 +71,7 @@ func haproxyBackend(name, options string, servers []string) string {
 func haproxyAccess(allowed, identity string) []string {
 	return []string{
 		"http-request deny if { path_beg /admin/ }",
-		"http-request deny unless { method GET HEAD } " + allowed,
+		"http-request deny unless { method GET HEAD POST } " + allowed,
 		"http-request set-header x-forwarded-client-cert " + identity,
 	}
 }
@@ -93,12 +96,17 @@ func (f *field) haproxyHop() error {
 	}
 	var text strings.Builder
 	for c := range clusters {
-		text.WriteString(haproxyFrontend(clusterName(c), fmt.Sprintf("  bind fd@%d\n", 4+c),
+		proto, to := "", f.backend
+		if c == http2Cluster {
+			proto, to = " proto h2", f.backend2
+		}
+		text.WriteString(haproxyFrontend(clusterName(c), fmt.Sprintf("  bind fd@%d%s\n", 4+c, proto),
 			haproxyAccess("{ src -f "+list+" }", `"`+l7.ForwardedClientCert(api(), web())+`"`)...))
-		text.WriteString(haproxyBackend(clusterName(c), "", repeat(f.backend)))
+		text.WriteString(haproxyBackend(clusterName(c), proto, repeat(to)))
 	}
 	p, err := f.haproxy("hop", "proxy", text.String(), files)
-	f.lanes = append(f.lanes, lane{plain, haproxyName, addresses[httpCluster], []part{p}})
+	f.lanes = append(f.lanes, lane{scenario: plain, name: haproxyName, address: addresses[httpCluster], parts: []part{p}},
+		lane{scenario: plain2, name: haproxyName, address: addresses[http2Cluster], parts: []part{p}})
 	return err
 }
 
@@ -112,26 +120,28 @@ func (f *field) haproxyPair() error {
 	if err := os.WriteFile(list, []byte(ids.String()), 0o600); err != nil {
 		return err
 	}
-	tls := func(name string) string {
-		return fmt.Sprintf("ssl crt %s ca-file %s verify required ssl-min-ver TLSv1.3 ciphersuites %s alpn http/1.1",
-			f.path(name+".pem"), f.path("ca.pem"), cipherSuite)
+	tls := func(name, alpn string) string {
+		return fmt.Sprintf("ssl crt %s ca-file %s verify required ssl-min-ver TLSv1.3 ciphersuites %s alpn %s",
+			f.path(name+".pem"), f.path("ca.pem"), cipherSuite, alpn)
 	}
-	meshes, meshFiles, err := f.listen(2 * endpoints)
+	meshes, meshFiles, err := f.listen(3 * endpoints)
 	if err != nil {
 		return err
 	}
-	binds := func(first int) string {
+	binds := func(first int, alpn string) string {
 		var out strings.Builder
 		for i := range endpoints {
-			fmt.Fprintf(&out, "  bind fd@%d %s\n", 4+first+i, tls("far"))
+			fmt.Fprintf(&out, "  bind fd@%d %s\n", 4+first+i, tls("far", alpn))
 		}
 		return out.String()
 	}
 	allowed := "{ ssl_c_s_dn(CN) -m str -f " + list + " }"
-	far, err := f.haproxy("far", "far", haproxyFrontend("api", binds(0),
-		haproxyAccess(allowed, `"By=`+api().String()+`;URI=%[ssl_c_s_dn(CN)]"`)...)+
+	access := haproxyAccess(allowed, `"By=`+api().String()+`;URI=%[ssl_c_s_dn(CN)]"`)
+	far, err := f.haproxy("far", "far", haproxyFrontend("api", binds(0, http1ALPN), access...)+
 		haproxyBackend("api", "", []string{f.backend})+
-		haproxyFrontend("stream", binds(endpoints), "mode tcp", "tcp-request content reject unless "+allowed)+
+		haproxyFrontend("api2", binds(2*endpoints, http2ALPN), access...)+
+		haproxyBackend("api2", " proto h2", []string{f.backend2})+
+		haproxyFrontend("stream", binds(endpoints, http1ALPN), "mode tcp", "tcp-request content reject unless "+allowed)+
 		haproxyBackend("stream\n  mode tcp", "", []string{f.stream}), meshFiles)
 	if err != nil {
 		return err
@@ -144,15 +154,20 @@ func (f *field) haproxyPair() error {
 	var text strings.Builder
 	for c := range clusters {
 		mode, to := "mode http\n  http-request del-header x-forwarded-client-cert", meshes[:endpoints]
-		if c == streamCluster {
-			mode, to = "mode tcp", meshes[endpoints:]
+		proto, alpn := "", http1ALPN
+		switch c {
+		case streamCluster:
+			mode, to = "mode tcp", meshes[endpoints:2*endpoints]
+		case http2Cluster:
+			proto, alpn, to = " proto h2", http2ALPN, meshes[2*endpoints:]
 		}
-		text.WriteString(haproxyFrontend(clusterName(c), fmt.Sprintf("  bind fd@%d\n", 4+c), mode))
+		text.WriteString(haproxyFrontend(clusterName(c), fmt.Sprintf("  bind fd@%d%s\n", 4+c, proto), mode))
 		short, _, _ := strings.Cut(mode, "\n")
-		text.WriteString(haproxyBackend(clusterName(c)+"\n  "+short, fmt.Sprintf(" %s sni str(%s) verifyhost %[2]s", tls("near"), peerName), to))
+		text.WriteString(haproxyBackend(clusterName(c)+"\n  "+short, fmt.Sprintf(" %s sni str(%s) verifyhost %[2]s", tls("near", alpn), peerName), to))
 	}
 	near, err := f.haproxy("near", "near", text.String(), files)
 	parts := []part{near, far}
-	f.lanes = append(f.lanes, lane{mutual, haproxyName, addresses[httpCluster], parts}, lane{stream, haproxyName, addresses[streamCluster], parts})
+	f.lanes = append(f.lanes, lane{scenario: mutual, name: haproxyName, address: addresses[httpCluster], parts: parts}, lane{scenario: stream, name: haproxyName, address: addresses[streamCluster], parts: parts},
+		lane{scenario: mutual2, name: haproxyName, address: addresses[http2Cluster], parts: parts})
 	return err
 }

@@ -35,7 +35,7 @@ func (f *field) meshHop(name, program string) error {
 		return err
 	}
 	pid, err := f.started(rig.Start(program, []string{hopCommand, f.backend}, rig.Options{Files: files}))
-	f.lanes = append(f.lanes, lane{plain, name, addresses[0], []part{{
+	f.lanes = append(f.lanes, lane{scenario: plain, name: name, address: addresses[0], parts: []part{{
 		role: "proxy", pids: []int{pid}, metrics: "http://" + addresses[1] + "/metrics",
 	}}})
 	return err

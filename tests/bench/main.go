@@ -24,6 +24,7 @@ const (
 	backendCommand = "end-backend"
 	loadCommand    = "end-client"
 	hopCommand     = "plain-hop"
+	goHopCommand   = "net-http-hop"
 )
 
 func main() { os.Exit(realMain()) }
@@ -32,11 +33,13 @@ func realMain() int {
 	var err error
 	switch args := os.Args[1:]; {
 	case len(args) == 1 && args[0] == backendCommand:
-		err = load.Serve(os.NewFile(3, "http"), os.NewFile(4, "stream"))
+		err = load.Serve(os.NewFile(3, "http"), os.NewFile(4, "stream"), os.NewFile(5, "h2"))
 	case len(args) == 1 && args[0] == loadCommand:
 		err = carryOut()
 	case len(args) == 2 && args[0] == hopCommand:
 		err = serveHop(args[1])
+	case len(args) == 2 && args[0] == goHopCommand:
+		err = serveGoHop(args[1])
 	default:
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 		defer stop()

@@ -25,6 +25,9 @@ type trial struct {
 	Scenario scenario `json:"scenario"`
 	Load     string   `json:"load"`
 	Body     string   `json:"body,omitempty"`
+	// Call is what is called over HTTP/2, Slow that there are slow streams beside.
+	Call string `json:"call,omitempty"`
+	Slow bool   `json:"slow,omitempty"`
 }
 
 func (t trial) String() string {
@@ -34,12 +37,15 @@ func (t trial) String() string {
 // trials are those of the options, in one setting.
 func (o options) trials(s setting) []trial {
 	var out []trial
-	for _, sc := range []scenario{plain, mutual, stream} {
-		if !slices.Contains(o.only, string(sc)) {
+	for _, sc := range []scenario{plain, mutual, stream, plain2, mutual2} {
+		switch {
+		case !slices.Contains(o.only, string(sc)):
 			continue
-		}
-		if sc == stream {
-			out = append(out, trial{s, sc, saturation, ""})
+		case sc == stream:
+			out = append(out, trial{Setting: s, Scenario: sc, Load: saturation})
+			continue
+		case sc.http2():
+			out = append(out, o.trials2(s, sc)...)
 			continue
 		}
 		for _, l := range o.loads {
@@ -47,15 +53,46 @@ func (o options) trials(s setting) []trial {
 				if o.quick && (l == steady || sc == plain) && body != "100" && len(o.bodies) > 1 {
 					continue
 				}
-				out = append(out, trial{s, sc, l, body})
+				out = append(out, trial{Setting: s, Scenario: sc, Load: l, Body: body})
 			}
 		}
 	}
 	return out
 }
 
+// trials2 are those of HTTP/2: all calls at saturation, and small GETs at a
+// constant rate with and without slow streams beside them.
+func (o options) trials2(s setting, sc scenario) []trial {
+	var out []trial
+	if slices.Contains(o.loads, saturation) {
+		for _, call := range o.calls {
+			for _, body := range o.bodies {
+				if (call == load.CallStreaming || o.quick) && body != "100" && len(o.bodies) > 1 {
+					continue
+				}
+				out = append(out, trial{Setting: s, Scenario: sc, Load: saturation, Body: body, Call: call})
+			}
+		}
+	}
+	if slices.Contains(o.loads, steady) && slices.Contains(o.calls, load.CallGet) && !o.quick {
+		t := trial{Setting: s, Scenario: sc, Load: steady, Body: "100", Call: load.CallGet}
+		out = append(out, t)
+		t.Slow = true
+		out = append(out, t)
+	}
+	return out
+}
+
 // streams is on how many connections bytes are counted.
 const streams = 8
+
+// How many connections HTTP/2 has, of how many requests at once each; and how
+// many slow streams besides, where there are any.
+const (
+	connections2 = 16
+	streams2     = 8
+	slow2        = 1
+)
 
 // job is the trial as the client gets it.
 func (o options) job(t trial, l lane) load.Job {
@@ -72,8 +109,17 @@ func (o options) job(t trial, l lane) load.Job {
 			job.Window *= 2
 		}
 	}
-	if t.Scenario == stream {
+	switch {
+	case t.Scenario == stream:
 		job.Path, job.Length, job.Connections = "", 0, streams
+	case t.Call != "":
+		job.Connections, job.Streams, job.Call = connections2, streams2, t.Call
+	}
+	if path := map[string]string{load.CallUnary: load.UnaryPath, load.CallStreaming: load.StreamingPath}[t.Call]; path != "" {
+		job.Path, job.Length = path+job.Path, load.MessageLength(job.Length)
+	}
+	if t.Slow {
+		job.Slow = slow2
 	}
 	return job
 }
@@ -123,6 +169,8 @@ func (f *field) rounds(ctx context.Context, r *report) error {
 				switch {
 				case ctx.Err() != nil:
 					return ctx.Err()
+				case err != nil && t.Slow && l.name != meshName && l.name != versusName: // that is its figure
+					r.stall(t, l.name)
 				case err != nil: // the others go on
 					r.fail(fmt.Sprintf("round %d, %s, %s: %v", round+1, t.title(), l.name, err))
 				default:
@@ -169,6 +217,10 @@ func (f *field) check(ctx context.Context, l lane) error {
 			return err
 		})
 	}
+	get := get
+	if l.scenario.http2() {
+		get = get2
+	}
 	url := "http://" + l.address
 	err := f.retry(ctx, func() error {
 		status, body, err := get(ctx, url+load.EchoPath)
@@ -182,7 +234,7 @@ func (f *field) check(ctx context.Context, l lane) error {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil || l.bare {
 		return err
 	}
 	if status, body, err := get(ctx, url+"/admin/users"); err != nil || status != http.StatusForbidden {
@@ -229,12 +281,24 @@ func (f *field) retry(ctx context.Context, try func() error) error {
 }
 
 func get(ctx context.Context, url string) (status int, body string, err error) {
+	return fetch(ctx, http.DefaultClient, url)
+}
+
+// get2 asks over HTTP/2 with prior knowledge.
+func get2(ctx context.Context, url string) (status int, body string, err error) {
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	return fetch(ctx, &http.Client{Transport: transport}, url)
+}
+
+func fetch(ctx context.Context, client *http.Client, url string) (status int, body string, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err
 	}
 	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, "", err
 	}

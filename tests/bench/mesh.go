@@ -76,7 +76,7 @@ func (f *field) meshPair(ctx context.Context, name, program string) error {
 		parts = append(parts, part{role: id, pids: []int{pid}, metrics: "http://" + metrics + "/metrics"})
 	}
 	parts[1].mesh = meshes[0]
-	f.lanes = append(f.lanes, lane{mutual, name, upstreams[httpCluster], parts}, lane{stream, name, upstreams[streamCluster], parts})
+	f.lanes = append(f.lanes, lane{scenario: mutual, name: name, address: upstreams[httpCluster], parts: parts}, lane{scenario: stream, name: name, address: upstreams[streamCluster], parts: parts})
 	return inForce(ctx, server, processes)
 }
 
@@ -176,7 +176,7 @@ func meshIntentions(cluster int) []intentions.Intention {
 			in.Action = ""
 			in.Rules = []intentions.Rule{
 				{Action: intentions.Deny, PathPrefix: "/admin/"},
-				{Action: intentions.Allow, Methods: []string{"GET", "HEAD"}, PathPrefix: "/"},
+				{Action: intentions.Allow, Methods: []string{"GET", "HEAD", "POST"}, PathPrefix: "/"},
 			}
 		}
 		out = append(out, in)

@@ -32,7 +32,7 @@ func (f *field) nginxHop(ctx context.Context) error {
     listen %s;
     location /admin/ { return 403; }
     location / {
-      limit_except GET { deny all; }
+      limit_except GET POST { deny all; }
 %s      deny all;
       proxy_pass http://%s;
       proxy_http_version 1.1;
@@ -53,6 +53,6 @@ func (f *field) nginxHop(ctx context.Context) error {
 		return err
 	}
 	pids, err := rig.Family(pid)
-	f.lanes = append(f.lanes, lane{plain, nginxName, addresses[1+httpCluster], []part{{role: "proxy", pids: pids, metrics: metrics}}})
+	f.lanes = append(f.lanes, lane{scenario: plain, name: nginxName, address: addresses[1+httpCluster], parts: []part{{role: "proxy", pids: pids, metrics: metrics}}})
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshd/meshd/tests/bench/load"
 	"github.com/meshd/meshd/tests/conformance/rig"
 )
 
@@ -31,7 +32,7 @@ type options struct {
 	versusHop, self     string
 	only, peers         []string
 	loads               []string
-	bodies              []string
+	bodies, calls       []string
 	settings            []string
 	rounds, connections int
 	rate, idleConns     int
@@ -73,8 +74,9 @@ func parse(ctx context.Context, args []string, out io.Writer) (options, error) {
 	fs.StringVar(&o.versus, "versus", "", "`path` of another build of mesh-proxy, to compare with: it takes part as \"versus\"")
 	fs.StringVar(&o.versusHop, "versus-hop", "", "`path` of another build of this benchmark: its plain hop takes part as \"versus\"")
 	fs.StringVar(&o.envoy, "envoy", "", "`path` of Envoy (default the one in PATH, or that of make bench)")
-	list(&o.only, fs, "only", "what to measure", string(plain), string(mutual), string(stream), idle, mallocs)
-	list(&o.peers, fs, "peers", "who takes part", meshName, versusName, haproxyName, envoyName, nginxName)
+	list(&o.only, fs, "only", "what to measure", string(plain), string(mutual), string(stream), string(plain2), string(mutual2), idle, mallocs)
+	list(&o.peers, fs, "peers", "who takes part", meshName, versusName, haproxyName, envoyName, nginxName, nghttpxName, goName)
+	list(&o.calls, fs, "call", "what is called over HTTP/2", load.CallGet, load.CallUnary, load.CallStreaming)
 	list(&o.loads, fs, "load", "which loads", saturation, steady)
 	list(&o.bodies, fs, "body", "which responses", "100", "10k")
 	list(&o.settings, fs, "cpus", "which CPUs: each process all, or the proxies one and the ends another", string(unpinned), string(pinned))
@@ -88,7 +90,7 @@ func parse(ctx context.Context, args []string, out io.Writer) (options, error) {
 	fs.DurationVar(&o.idleFor, "idle-for", time.Minute, "how long idle connections are idle before their memory is measured")
 	fs.StringVar(&o.markdown, "write", "", "`file` to write the report to as well: docs/benchmarks.md")
 	fs.StringVar(&o.json, "json", "bin/bench.json", "`file` for every single measurement; empty writes none")
-	fs.BoolVar(&o.quick, "quick", false, "less than three minutes: fewer and shorter rounds of what matters most; other flags win")
+	fs.BoolVar(&o.quick, "quick", false, "about five minutes: fewer and shorter rounds of what matters most; other flags win")
 	fs.BoolVar(&o.verbose, "v", false, "print the configurations too")
 	if err := fs.Parse(args); err != nil {
 		return o, errors.Join(errUsage, err)
@@ -116,8 +118,11 @@ func (o *options) hurry(fs *flag.FlagSet) {
 	set("rate-window", func() { o.paired = time.Second })
 	set("warmup", func() { o.warmup = 200 * time.Millisecond })
 	set("cpus", func() { o.settings = []string{string(unpinned)} })
-	set("only", func() { o.only = []string{string(plain), string(mutual), string(stream), mallocs} })
-	set("peers", func() { o.peers = []string{meshName, versusName, haproxyName, envoyName} })
+	set("only", func() {
+		o.only = []string{string(plain), string(mutual), string(stream), string(plain2), string(mutual2), mallocs}
+	})
+	set("call", func() { o.calls = []string{load.CallGet, load.CallUnary} })
+	set("peers", func() { o.peers = []string{meshName, versusName, haproxyName, envoyName, nghttpxName} })
 }
 
 // find finds the programs, or notes who is absent.
@@ -151,7 +156,7 @@ func (o *options) find(ctx context.Context) error {
 	if o.versus == "" && o.versusHop == "" {
 		o.peers = slices.DeleteFunc(slices.Clone(o.peers), func(p string) bool { return p == versusName })
 	}
-	for name, program := range map[string]string{haproxyName: "haproxy", nginxName: "nginx"} {
+	for name, program := range map[string]string{haproxyName: "haproxy", nginxName: "nginx", nghttpxName: "nghttpx"} {
 		if _, err := rig.Find(program); err != nil {
 			leave(name, err)
 		}

@@ -32,6 +32,7 @@ type report struct {
 	Setup    string         `json:"setup"`
 	Others   []others       `json:"others,omitempty"`
 	Failed   []string       `json:"failed,omitempty"`
+	Stalled  map[string]int `json:"stalled,omitempty"`
 	Samples  []sample       `json:"samples"`
 	Plans    []memory       `json:"private_with_plan,omitempty"`
 	Idle     []memory       `json:"per_idle_connection,omitempty"`
@@ -82,7 +83,7 @@ type allocations struct {
 }
 
 func newReport(ctx context.Context, o options) *report {
-	r := &report{options: o, Date: time.Now().UTC().Format(time.DateOnly), Absent: o.absent, roles: map[key]string{}}
+	r := &report{options: o, Date: time.Now().UTC().Format(time.DateOnly), Absent: o.absent, roles: map[key]string{}, Stalled: map[string]int{}}
 	cpu := "unknown CPU"
 	if data, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(data)) {
@@ -101,15 +102,15 @@ func newReport(ctx context.Context, o options) *report {
 		r.Versions = append(r.Versions, "versus on the plain hop: "+o.versusHop)
 	}
 	for _, p := range []struct{ name, program, flag string }{
-		{haproxyName, "haproxy", "-v"}, {envoyName, o.envoy, "--version"}, {nginxName, "nginx", "-v"},
+		{haproxyName, "haproxy", "-v"}, {envoyName, o.envoy, "--version"}, {nginxName, "nginx", "-v"}, {nghttpxName, "nghttpx", "--version"},
 	} {
 		if o.takes(p.name) {
 			line := firstLine(ctx, p.program, p.flag)
 			r.Versions = append(r.Versions, strings.TrimSpace(strings.Replace(line, p.program+"  version", "Envoy", 1)))
 		}
 	}
-	r.Setup = fmt.Sprintf("%d rounds; windows of %s, at the constant rate of %d/s %s (two hops, 100 B: %s); %d connections, for TCP %d.",
-		o.rounds, o.window, o.rate, o.paired, 2*o.paired, o.connections, streams)
+	r.Setup = fmt.Sprintf("%d rounds; windows of %s, at the constant rate of %d/s %s (two hops, 100 B: %s); %d connections, for TCP %d, for HTTP/2 %d of %d streams each.",
+		o.rounds, o.window, o.rate, o.paired, 2*o.paired, o.connections, streams, connections2, streams2)
 	return r
 }
 
@@ -134,6 +135,14 @@ func firstLine(ctx context.Context, name string, args ...string) string {
 func (r *report) fail(what string) {
 	fmt.Fprintln(os.Stderr, "bench: failed:", what)
 	r.Failed = append(r.Failed, what)
+}
+
+// stall takes note of a contender whose other streams end beside a slow one.
+func (r *report) stall(t trial, name string) {
+	if !slices.Contains(r.trials, t) {
+		r.trials = append(r.trials, t)
+	}
+	r.Stalled[name+", "+t.title()]++
 }
 
 // add takes one measurement.
@@ -175,6 +184,22 @@ func (r *report) pairs(t trial, a, b string, of func(load.Result) float64) (x, y
 	return x, y
 }
 
+// both are one figure of a contender in two trials, of those rounds that have
+// both.
+func (r *report) both(a, b trial, name string, of func(load.Result) float64) (x, y []float64) {
+	for _, s := range r.Samples {
+		if s.trial != a || s.Name != name {
+			continue
+		}
+		for _, other := range r.Samples {
+			if other.trial == b && other.Name == name && other.Round == s.Round {
+				x, y = append(x, of(s.Result)), append(y, of(other.Result))
+			}
+		}
+	}
+	return x, y
+}
+
 // names are the contenders of a trial.
 func (r *report) names(t trial) []string {
 	var out []string
@@ -188,7 +213,7 @@ func (r *report) names(t trial) []string {
 }
 
 func (r *report) order() []string {
-	return []string{meshName, versusName, haproxyName, envoyName, nginxName}
+	return []string{meshName, versusName, haproxyName, envoyName, nginxName, nghttpxName, goName}
 }
 
 // Figures of one measurement.
@@ -234,9 +259,13 @@ type section struct {
 }
 
 func (r *report) sections() []section {
-	out := []section{r.compared()}
+	out := []section{
+		r.compared("Side by side", []string{haproxyName, envoyName}, func(t trial) bool { return !t.Scenario.http2() }),
+		r.compared("Side by side, HTTP/2 and gRPC", []string{nghttpxName, haproxyName, envoyName, goName}, func(t trial) bool { return t.Scenario.http2() }),
+		r.slowed(),
+	}
 	for _, s := range []setting{unpinned, pinned} {
-		for _, sc := range []scenario{plain, mutual, stream} {
+		for _, sc := range []scenario{plain, mutual, stream, plain2, mutual2} {
 			if sec, ok := r.measured(s, sc); ok {
 				out = append(out, sec)
 			}
@@ -245,19 +274,26 @@ func (r *report) sections() []section {
 	return append(out, r.memory())
 }
 
-// compared is the figures that matter, as ratios of neighbours.
-func (r *report) compared() section {
+// compared is the figures that matter, as ratios of neighbours, of some trials.
+func (r *report) compared(title string, others []string, of func(trial) bool) section {
 	out := section{
-		title: "Side by side",
+		title: title,
 		intro: "CPU of mesh-proxy divided by that of the other, of measurements in the same round: the median, and the interval that " +
 			"holds the true median with at least 95 % (see below). Below 1 mesh-proxy is cheaper. p99 is mesh-proxy's less HAProxy's.",
-		columns: []string{"what", "÷ HAProxy", "÷ Envoy", "p99 − HAProxy, ms"},
+		columns: []string{"what"},
 	}
+	for _, name := range others {
+		out.columns = append(out.columns, "÷ "+name)
+	}
+	out.columns = append(out.columns, "p99 − HAProxy, ms")
 	versus := r.options.takes(versusName)
 	if versus {
 		out.columns = append(out.columns, "÷ versus", "p99 − versus, ms")
 	}
 	for _, t := range r.trials {
+		if !of(t) || !slices.Contains(r.names(t), meshName) {
+			continue
+		}
 		ratio := func(name string) string {
 			return estimate(figure.Of(figure.Ratios(r.pairs(t, meshName, name, cpuPerUnit(t)))), "%.2f")
 		}
@@ -267,7 +303,11 @@ func (r *report) compared() section {
 			}
 			return estimate(figure.Of(figure.Differences(r.pairs(t, meshName, name, p99))), "%+.2f")
 		}
-		row := []string{t.title(), ratio(haproxyName), ratio(envoyName), tail(haproxyName)}
+		row := []string{t.title()}
+		for _, name := range others {
+			row = append(row, ratio(name))
+		}
+		row = append(row, tail(haproxyName))
 		if versus {
 			row = append(row, ratio(versusName), tail(versusName))
 		}
@@ -276,8 +316,44 @@ func (r *report) compared() section {
 	return out
 }
 
+// slowed is what slow streams cost their neighbours.
+func (r *report) slowed() section {
+	out := section{
+		title: "Beside slow streams",
+		intro: fmt.Sprintf("GET of 100 B at the constant rate, with %d stream per connection whose endless answer its client does not take: "+
+			"p99 of the others less p99 without it in the same round, ms; and CPU with it divided by CPU without.", slow2),
+		columns: []string{"what", "proxy", "p99 − p99 without, ms", "CPU ÷ CPU without"},
+	}
+	for _, t := range r.trials {
+		if !t.Slow {
+			continue
+		}
+		without := t
+		without.Slow = false
+		for _, name := range r.order() {
+			if n := r.Stalled[name+", "+t.title()]; n > 0 {
+				out.rows = append(out.rows, []string{without.title(), name, fmt.Sprintf("stalls in %d of %d rounds", n, r.options.rounds), ""})
+			}
+		}
+		for _, name := range r.names(t) {
+			out.rows = append(out.rows, []string{
+				without.title(), name,
+				estimate(figure.Of(figure.Differences(r.both(t, without, name, p99))), "%+.2f"),
+				estimate(figure.Of(figure.Ratios(r.both(t, without, name, cpuPerUnit(t)))), "%.2f"),
+			})
+		}
+	}
+	return out
+}
+
 func (t trial) title() string {
-	name := map[scenario]string{plain: "one plain hop", mutual: "two hops, mutual TLS", stream: "TCP over mutual TLS"}[t.Scenario]
+	name := map[scenario]string{
+		plain: "one plain hop", mutual: "two hops, mutual TLS", stream: "TCP over mutual TLS",
+		plain2: "one h2c hop", mutual2: "two hops, h2, mutual TLS",
+	}[t.Scenario]
+	if t.Call != "" {
+		name += ", " + callTitle(t.Call)
+	}
 	if t.Body != "" {
 		name += ", " + bodyTitle(t.Body)
 	}
@@ -287,6 +363,11 @@ func (t trial) title() string {
 		name += ", saturation"
 	}
 	return name + ", " + string(t.Setting)
+}
+
+// callTitle names what is called over HTTP/2.
+func callTitle(call string) string {
+	return map[string]string{load.CallGet: "GET", load.CallUnary: "gRPC unary", load.CallStreaming: "gRPC streaming"}[call]
 }
 
 func bodyTitle(body string) string {
@@ -302,9 +383,13 @@ func estimate(e figure.Estimate, format string) string {
 
 // measured is one scenario's table.
 func (r *report) measured(s setting, sc scenario) (section, bool) {
-	titles := map[scenario]string{plain: "One plain hop", mutual: "Two hops with mutual TLS between them", stream: "TCP over mutual TLS, two hops"}
+	titles := map[scenario]string{
+		plain: "One plain hop", mutual: "Two hops with mutual TLS between them",
+		stream: "TCP over mutual TLS, two hops",
+		plain2: "HTTP/2 and gRPC, one hop", mutual2: "HTTP/2 and gRPC, two hops with mutual TLS between them",
+	}
 	out := section{title: titles[sc] + ", " + string(s)}
-	if sc == plain {
+	if sc == plain || sc == plain2 {
 		out.intro = "mesh-proxy has no plain hop: in its place stands a program made of its HTTP engine, policy, balancer and counters (see below)."
 	}
 	if sc == stream {
@@ -327,6 +412,12 @@ func (r *report) measured(s setting, sc scenario) (section, bool) {
 				continue
 			}
 			what := map[string]string{saturation: "saturation", steady: fmt.Sprintf("%d/s", r.options.rate)}[t.Load]
+			if t.Call != "" {
+				what = callTitle(t.Call) + ", " + what
+			}
+			if t.Slow {
+				what += ", beside slow streams"
+			}
 			out.rows = append(out.rows, []string{
 				what, bodyTitle(t.Body), name, cpu, each, median(perSecond, "%.0f"), median(p50, "%.2f"), median(p99, "%.2f"), private,
 			})

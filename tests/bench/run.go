@@ -71,11 +71,13 @@ func oneSetting(ctx context.Context, r *report, s setting, dir string, once bool
 // private notes the memory of every process with its plan, after one scrape
 // and before any load.
 func (f *field) private(r *report) error {
+	seen := map[int]bool{}
 	for _, l := range f.lanes {
-		if l.scenario == stream { // the processes of two hops
-			continue
-		}
 		for _, p := range l.parts {
+			if seen[p.pids[0]] {
+				continue
+			}
+			seen[p.pids[0]] = true
 			m, err := load.MemoryOf(p.pids)
 			if err != nil {
 				return err
@@ -98,7 +100,7 @@ func (f *field) mallocs(ctx context.Context, r *report) error {
 		if l.scenario != mutual || l.name != meshName && l.name != versusName {
 			continue
 		}
-		job := f.options.job(trial{f.setting, mutual, saturation, "100"}, l)
+		job := f.options.job(trial{Setting: f.setting, Scenario: mutual, Load: saturation, Body: "100"}, l)
 		job.Warmup, job.Window, job.Requests = 3*time.Second, 10*time.Minute, mallocRequests
 		job.Counter = "go_memstats_mallocs_total"
 		for _, p := range l.parts {

@@ -34,6 +34,10 @@ test  redis-server       redis-server
 test  redis-cli          redis-tools
 test  python3:websockets python3-websockets
 test  systemd-analyze    systemd
+test  nghttpx  nghttp2-proxy
+test  nghttpd  nghttp2-server
+test  h2load   nghttp2-client
+bench nghttpx  nghttp2-proxy
 bench nginx    nginx-light
 bench haproxy  haproxy
 bench pip3     python3-pip
@@ -153,6 +157,7 @@ main() {
 		case $package in
 		nginx-light) services+=(nginx) ;;
 		haproxy) services+=(haproxy) ;;
+		nghttp2-proxy) services+=(nghttpx) ;;
 		prometheus) services+=(prometheus prometheus-node-exporter) ;;
 		postgresql) services+=(postgresql) ;;
 		redis-server) services+=(redis-server) ;;

@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -28,36 +29,38 @@ const chunk = 256 << 10
 // peer is a connection to the backend.
 type peer struct {
 	stream bool
-	begun  []byte // of a head that has not come whole
-	out    []byte // to be written still
-	full   bool   // the socket took not all of it
+	h2     *h2peer // if it is HTTP/2's
+	begun  []byte  // of a head that has not come whole
+	out    []byte  // to be written still
+	full   bool    // the socket took not all of it
 }
 
 // backend answers on two sockets.
 type backend struct {
-	poll         *poller
-	http, stream int
-	peers        map[int]*peer
-	small, large []byte
-	endless, buf []byte
+	poll                  *poller
+	http, stream, h2      int
+	peers                 map[int]*peer
+	small, large          []byte
+	endless, buf          []byte
+	message, largeMessage []byte // of gRPC
 }
 
 // Serve answers HTTP/1.1 GET requests on one listening socket, with responses
 // that are ready in memory, and writes zeros without end to whoever sends a
-// byte to the other. It blocks until something fails; clients that go are no
-// failure.
-func Serve(http, stream *os.File) error {
+// byte to the other; the third is for HTTP/2 with prior knowledge, and gRPC. It
+// blocks until something fails; clients that go are no failure.
+func Serve(http, stream, h2 *os.File) error {
 	poll, err := newPoller()
 	if err != nil {
 		return err
 	}
 	b := &backend{
-		poll: poll, peers: map[int]*peer{}, http: int(http.Fd()), stream: int(stream.Fd()),
+		poll: poll, peers: map[int]*peer{}, http: int(http.Fd()), stream: int(stream.Fd()), h2: int(h2.Fd()),
 		small: response(strings.Repeat("b", SmallLength)), large: response(strings.Repeat("b", LargeLength)),
-		endless: make([]byte, chunk), buf: make([]byte, 64<<10),
+		endless: make([]byte, chunk), buf: make([]byte, 64<<10), message: message(SmallLength), largeMessage: message(LargeLength),
 	}
-	defer runtime.KeepAlive([]*os.File{http, stream}) // they close themselves when nothing leads to them
-	for _, fd := range []int{b.http, b.stream} {
+	defer runtime.KeepAlive([]*os.File{http, stream, h2}) // they close themselves when nothing leads to them
+	for _, fd := range []int{b.http, b.stream, b.h2} {
 		if err := unix.SetNonblock(fd, true); err != nil {
 			return err
 		}
@@ -71,7 +74,7 @@ func Serve(http, stream *os.File) error {
 			return err
 		}
 		for _, e := range events {
-			if fd := int(e.Fd); fd == b.http || fd == b.stream {
+			if fd := int(e.Fd); fd == b.http || fd == b.stream || fd == b.h2 {
 				err = b.accept(fd)
 			} else if b.serve(fd, e.Events) != nil {
 				delete(b.peers, fd)
@@ -82,6 +85,13 @@ func Serve(http, stream *os.File) error {
 			}
 		}
 	}
+}
+
+// message is one of gRPC: its prefix, and zeros.
+func message(length int) []byte {
+	out := make([]byte, grpcPrefix+length)
+	binary.BigEndian.PutUint32(out[1:], uint32(length))
+	return out
 }
 
 // response is one as common servers write it.
@@ -100,6 +110,9 @@ func (b *backend) accept(listener int) error {
 		return fmt.Errorf("accept: %w", err)
 	}
 	b.peers[fd] = &peer{stream: listener == b.stream}
+	if listener == b.h2 {
+		b.peers[fd].h2 = newH2Peer(fd, b)
+	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("accept: %w", err)
 	}
@@ -109,6 +122,9 @@ func (b *backend) accept(listener int) error {
 // serve does what a connection is ready for. An error means that it is over.
 func (b *backend) serve(fd int, events uint32) error {
 	p := b.peers[fd]
+	if p.h2 != nil {
+		return p.h2.serve(b.poll, b.buf)
+	}
 	if events&unix.EPOLLIN != 0 {
 		n, err := read(fd, b.buf)
 		switch {

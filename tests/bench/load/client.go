@@ -10,11 +10,20 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 )
 
+// alarmNumber is the alarm's at the poller.
+const alarmNumber = 1 << 30
+
 // patience is how long after the window an answer is waited for.
-const patience = 10 * time.Second
+func (c *client) patience() time.Duration {
+	if c.job.Slow > 0 {
+		return time.Second // some proxies stop for ever
+	}
+	return 10 * time.Second
+}
 
 // Job is one measurement.
 type Job struct {
@@ -24,11 +33,18 @@ type Job struct {
 	// endless stream instead.
 	Path   string `json:"path,omitempty"`
 	Length int    `json:"length,omitempty"`
+	// Call is how it is asked for: over HTTP/1.1 if it is empty, else one of the
+	// kinds over HTTP/2.
+	Call string `json:"call,omitempty"`
 	// Connections are opened at first and kept.
 	Connections int `json:"connections"`
+	// Streams are how many requests run at once on each connection of HTTP/2, and
+	// Slow how many streams besides whose answers stay without room.
+	Streams int `json:"streams,omitempty"`
+	Slow    int `json:"slow,omitempty"`
 	// Rate is how many requests are due per second, as a constant rate, taken by
-	// the connection that has been idle for longest. At 0 each connection asks
-	// again as soon as it is answered.
+	// the connection, or place for a stream, that has been idle for longest. At 0
+	// each asks again as soon as it is answered.
 	Rate int `json:"rate,omitempty"`
 	// Warmup comes before the window, Window is what is measured.
 	Warmup time.Duration `json:"warmup"`
@@ -83,8 +99,13 @@ type client struct {
 	alarm   alarm
 	request []byte
 	buf     []byte
-	conns   []conn
-	idle    []int // connections without a request, the longest idle first; at a rate only
+	conns   []conn // of HTTP/2: its streams
+	idle    []int  // connections without a request, the longest idle first; at a rate only
+	links   []*h2conn
+	touched []*h2conn // with something to write
+	places  []place   // by connection
+	fields  []hpack.HeaderField
+	ask     []byte // message of a gRPC call
 
 	base      time.Time
 	schedule  schedule
@@ -109,6 +130,7 @@ type reading struct {
 func (j Job) Do(ctx context.Context) (out Result, err error) {
 	c := &client{job: j, buf: make([]byte, 256<<10), schedule: schedule{j.Rate}}
 	c.request = fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: api.default.mesh\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n", j.Path)
+	c.fields, c.ask = c.head(j.Path), message(SmallLength)
 	if c.poll, err = newPoller(); err != nil {
 		return Result{}, err
 	}
@@ -116,7 +138,7 @@ func (j Job) Do(ctx context.Context) (out Result, err error) {
 	if c.alarm, err = newAlarm(); err != nil {
 		return Result{}, err
 	}
-	if err := c.poll.add(c.alarm.fd, j.Connections); err != nil {
+	if err := c.poll.add(c.alarm.fd, alarmNumber); err != nil {
 		return Result{}, err
 	}
 	if err := c.connect(); err != nil {
@@ -138,7 +160,12 @@ func (c *client) close() error {
 		errs = append(errs, unix.Close(c.alarm.fd))
 	}
 	for _, co := range c.conns {
-		errs = append(errs, unix.Close(co.fd))
+		if co.fd >= 0 {
+			errs = append(errs, unix.Close(co.fd))
+		}
+	}
+	for _, h := range c.links {
+		errs = append(errs, unix.Close(h.fd))
 	}
 	return errors.Join(errs...)
 }
@@ -149,6 +176,13 @@ func (c *client) now() time.Duration { return time.Since(c.base) }
 func (c *client) connect() error {
 	c.out.Latencies = make([]time.Duration, 0, 1<<20)
 	c.base = time.Now()
+	if c.job.Call != "" {
+		if err := c.connect2(); err != nil {
+			return err
+		}
+		c.base = time.Now() // the schedule begins
+		return nil
+	}
 	for i := range c.job.Connections {
 		fd, err := dial(c.job.Address)
 		if err != nil {
@@ -187,10 +221,10 @@ func (c *client) run(ctx context.Context) error {
 		if c.done && !waiting {
 			return nil
 		}
-		if limit := c.job.Warmup + c.job.Window + patience; now > limit {
-			return fmt.Errorf("%d requests were not answered within %s after the window", c.under, patience)
+		if now > c.end()+c.patience() {
+			return fmt.Errorf("%d requests were not answered within %s after the window", c.under, c.patience())
 		}
-		if err := c.pace(); err != nil {
+		if err := errors.Join(c.pace(), c.flush()); err != nil {
 			return err
 		}
 		events, err := c.poll.wait(100)
@@ -198,7 +232,7 @@ func (c *client) run(ctx context.Context) error {
 			return err
 		}
 		for _, e := range events {
-			if int(e.Fd) == len(c.conns) {
+			if e.Fd == alarmNumber {
 				c.alarm.quiet()
 			} else if err := c.receive(int(e.Fd)); err != nil {
 				return err
@@ -292,6 +326,10 @@ func (c *client) send(i int, due time.Duration) error {
 	co := &c.conns[i]
 	co.due, co.left = due, -1
 	c.under++
+	if c.job.Call != "" {
+		co.left = c.job.Length
+		return c.send2(i)
+	}
 	n, err := write(co.fd, c.request)
 	if err == nil && n < len(c.request) {
 		err = errors.New("the socket does not take a request of 100 bytes")
@@ -304,6 +342,9 @@ func (c *client) send(i int, due time.Duration) error {
 
 // receive takes what came on a connection.
 func (c *client) receive(i int) error {
+	if c.job.Call != "" {
+		return c.receive2(i)
+	}
 	co := &c.conns[i]
 	n, err := read(co.fd, c.buf)
 	if err == errAgain { //nolint:errorlint // our own, never wrapped

@@ -199,11 +199,11 @@ func TestAnswerInPieces(t *testing.T) {
 }
 
 // backend serves on two sockets until the test's process ends.
-func backend(t *testing.T) (http, stream string) {
+func backend(t *testing.T) (http, stream, h2 string) {
 	t.Helper()
 	var addresses []string
 	var files []*os.File
-	for range 2 {
+	for range 3 {
 		l, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -220,15 +220,15 @@ func backend(t *testing.T) (http, stream string) {
 		addresses, files = append(addresses, l.Addr().String()), append(files, file)
 	}
 	go func() {
-		if err := load.Serve(files[0], files[1]); err != nil {
+		if err := load.Serve(files[0], files[1], files[2]); err != nil {
 			panic(err)
 		}
 	}()
-	return addresses[0], addresses[1]
+	return addresses[0], addresses[1], addresses[2]
 }
 
 func TestBackend(t *testing.T) {
-	http, stream := backend(t)
+	http, stream, _ := backend(t)
 	t.Run("pipelined, in pieces", func(t *testing.T) {
 		nc, err := net.Dial("tcp", http)
 		if err != nil {
