@@ -108,7 +108,9 @@ func (a clusterAudit) gather(ctx context.Context, q client.AuditQuery, after map
 	var asking sync.WaitGroup
 	for name, read := range logs {
 		q := q
+		mu.Lock() // those asked already may have answered
 		q.After = max(q.After, after[name])
+		mu.Unlock()
 		asking.Go(func() {
 			part, err := read(ctx, q)
 			mu.Lock()
