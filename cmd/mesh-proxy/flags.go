@@ -15,7 +15,8 @@ import (
 // config is what the flags say.
 type config struct {
 	feed, id, state, metrics string
-	drain                    time.Duration
+	drain, handover          time.Duration
+	heir, restart            bool
 	level                    slog.Level
 	version                  bool
 }
@@ -30,6 +31,9 @@ func parse(args []string, out io.Writer) (config, error) {
 	fs.StringVar(&cfg.state, "state", "/var/lib/mesh-proxy", "`directory` for the last plan and keys, mode 0700")
 	fs.StringVar(&cfg.metrics, "metrics", "127.0.0.1:7491", "loopback `address` for Prometheus; empty serves none")
 	fs.DurationVar(&cfg.drain, "drain-timeout", 30*time.Second, "how long open connections may go on after SIGTERM")
+	fs.DurationVar(&cfg.handover, "restart-drain-timeout", 10*time.Minute, "how long open connections may go on after another process took over; 0 is as long as they want")
+	fs.BoolVar(&cfg.restart, "restart", false, "have the process that runs with --state start its program anew, hand over to it, and drain; return when that serves")
+	fs.BoolVar(&cfg.heir, "heir", false, "take over from the process that starts this one; only mesh-proxy itself sets it")
 	fs.TextVar(&cfg.level, "log-level", slog.LevelInfo, "`level`: debug, info, warn or error; debug tells every decision")
 	fs.BoolVar(&cfg.version, "version", false, "print the version and exit")
 	err := fs.Parse(args)
@@ -55,6 +59,8 @@ func (c *config) check(rest []string) error {
 		return fmt.Errorf("--state: a directory is needed")
 	case c.drain < 0:
 		return fmt.Errorf("--drain-timeout %s: it can't be negative", c.drain)
+	case c.handover < 0:
+		return fmt.Errorf("--restart-drain-timeout %s: it can't be negative", c.handover)
 	}
 	if c.id == "" {
 		name, _ := os.Hostname() // without one the proxy still has a name

@@ -1,15 +1,13 @@
 // Command mesh-proxy is the data plane of one host: it carries the bytes between applications and the mesh, as the plan says
-// that the host's agent feeds it. Without an agent it runs the last plan, from its own disk.
+// that the host's agent feeds it. Without an agent it runs the last plan, from its own disk. It can start its program anew and hand
+// over to it without losing a connection.
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 )
 
 // version is set by the build.
@@ -34,10 +32,15 @@ func realMain() int {
 	case cfg.version:
 		fmt.Println("mesh-proxy", version)
 		return 0
+	case cfg.restart:
+		err = askRestart(cfg.state, os.Stdout)
+	default:
+		var code int
+		if code, err = run(cfg); err == nil {
+			return code
+		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	if err := run(ctx, stop, cfg); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "mesh-proxy:", err)
 		return exitError
 	}

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -147,6 +148,7 @@ type world struct {
 	t                    *testing.T
 	dir, feedPath, state string
 	metrics              string
+	program              string // if it is not the one under test
 	upstream, port       string
 	files                map[string]*os.File
 	plan                 proxy.Config
@@ -263,19 +265,21 @@ func (w *world) forget() {
 }
 
 // proxy starts mesh-proxy.
-func (w *world) proxy() *exec.Cmd {
+func (w *world) proxy(more ...string) *exec.Cmd {
 	w.t.Helper()
-	cmd := exec.Command(binary, "--feed", w.feedPath, "--id", "vm", "--state", w.state, "--metrics", w.metrics,
-		"--drain-timeout", "2s", "--log-level", "debug")
+	args := []string{"--feed", w.feedPath, "--id", "vm", "--state", w.state, "--metrics", w.metrics, "--drain-timeout", "2s", "--log-level", "debug"}
+	cmd := exec.Command(cmp.Or(w.program, binary), append(args, more...)...)
 	log, err := os.OpenFile(filepath.Join(w.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must(w.t, err)
 	cmd.Stderr = log
 	must(w.t, cmd.Start())
 	_ = log.Close()
 	w.t.Cleanup(func() {
-		if cmd.ProcessState == nil {
-			_ = cmd.Process.Kill()
+		if cmd.ProcessState == nil { // gently, for the sake of those that it may have started
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
 			_ = cmd.Wait()
+			kill.Stop()
 		}
 		if data, err := os.ReadFile(filepath.Join(w.dir, "log")); err == nil && w.t.Failed() {
 			w.t.Logf("log:\n%s", data)

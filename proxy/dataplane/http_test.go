@@ -479,6 +479,14 @@ func TestPlanChangesLoseNoRequest(t *testing.T) {
 	}
 }
 
+// soon is done after d.
+func soon(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 func TestDrain(t *testing.T) {
 	release := make(chan struct{})
 	started := make(chan struct{}, 1)
@@ -500,7 +508,7 @@ func TestDrain(t *testing.T) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		drained <- m.a.plane.Drain(ctx, 50*time.Millisecond).Cut
+		drained <- m.a.plane.Drain(ctx, soon(t, 50*time.Millisecond)).Cut
 	}()
 	eventually(t, "the idle connection is closed", func() bool { return m.a.metric("mesh_connections_open", "direction", "outbound") == 1 })
 	close(release)
@@ -536,7 +544,7 @@ func TestDrainLosesNoRequest(t *testing.T) {
 	request(idle)
 	eventually(t, "all are accepted", func() bool { return m.a.plane.Left() == 3 })
 	drained := make(chan dataplane.Drained, 1)
-	go func() { drained <- m.a.plane.Drain(t.Context(), time.Second) }()
+	go func() { drained <- m.a.plane.Drain(t.Context(), soon(t, time.Second)) }()
 	eventually(t, "nothing is accepted any more", func() bool {
 		listeners, err := m.a.plane.Listeners()
 		return err == nil && len(listeners) == 0
@@ -560,7 +568,7 @@ func TestDrainCutsAtItsDeadline(t *testing.T) {
 	exchange(t, c, "before")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if cut := m.a.plane.Drain(ctx, 0).Cut; cut != 1 {
+	if cut := m.a.plane.Drain(ctx, ctx).Cut; cut != 1 {
 		t.Errorf("Drain cut %d connections, want 1", cut)
 	}
 	wantReset(t, c)

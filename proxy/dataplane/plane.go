@@ -263,10 +263,10 @@ type Drained struct {
 }
 
 // Drain stops accepting, and waits until every connection that was accepted is gone or ctx ends; then it cuts the rest. HTTP is
-// asked to end after the response that runs; a connection that waits for a request gets one more, and is closed after grace if
-// none came. Plans are enforced all the while. Afterwards end the context of Run. What waits in the queue of a socket to be
+// asked to end after the response that runs; a connection that waits for a request gets one more, and is closed if none came
+// before patient is done. Plans are enforced all the while. Afterwards end the context of Run. What waits in the queue of a socket to be
 // accepted stays there as long as anybody holds the socket.
-func (p *Plane) Drain(ctx context.Context, grace time.Duration) Drained {
+func (p *Plane) Drain(ctx, patient context.Context) Drained {
 	p.mu.Lock()
 	p.draining.Store(true)
 	p.closeListeners()
@@ -277,14 +277,14 @@ func (p *Plane) Drain(ctx context.Context, grace time.Duration) Drained {
 	}
 	out := Drained{Begun: p.links.left()}
 	gone := p.links.empty()
-	timer := time.NewTimer(grace)
-	defer timer.Stop()
+	impatient := patient.Done()
 	for waiting := true; waiting; {
 		select {
 		case <-gone:
 			p.metrics.drained.Add(float64(out.Begun))
 			return out
-		case <-timer.C:
+		case <-impatient:
+			impatient = nil
 			p.impatient.Store(true)
 			for l := range p.links.all() {
 				l.drain()

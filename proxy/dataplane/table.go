@@ -12,12 +12,12 @@ import (
 // table holds every live connection, from before its policy is asked until after its last byte. A lock is taken when a
 // connection starts and ends, not per request.
 type table struct {
-	mu      sync.Mutex
-	links   map[*link]struct{}
+	mu    sync.Mutex
+	links map[*link]struct{}
 	// accepted counts connections from when they are accepted: they may not be links yet, or no more.
 	accepted int
 	waiters  []chan struct{}
-	open    map[direction]prometheus.Gauge
+	open     map[direction]prometheus.Gauge
 }
 
 func (t *table) init(in, out prometheus.Gauge) {

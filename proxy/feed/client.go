@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -75,16 +75,26 @@ type ClientConfig struct {
 	Watcher Watcher
 	// Cache keeps plan and keys; nil keeps nothing.
 	Cache *DiskCache
+	// Sockets are listening sockets that another process left, by listener name; the Client takes them.
+	Sockets map[string]*os.File
+	// State is that in which the process begins; Active unless set.
+	State State
+	// Restart, if not nil, is called when the agent wants another process in the place of this one. It must not block; done is to be
+	// called once, from any goroutine, with the PID of the process that serves now, or why there is none.
+	Restart func(done func(pid int, err error))
 	// AloneAfter is how long to wait for an agent's plan before the one on disk is used; 250 ms.
 	AloneAfter time.Duration
 }
 
 // Client is mesh-proxy's side.
 type Client struct {
-	cfg          ClientConfig
-	session      string
-	state        atomic.Value // State
-	stateChanged chan struct{}
+	cfg     ClientConfig
+	session string
+	told    chan struct{} // has room for one: there is something to tell
+
+	mu        sync.Mutex
+	state     SetTo // as of Report
+	restarted []Restarted
 
 	// What follows is touched by the goroutine of Run only.
 	parts   map[string]proxy.Part // of the plan in force
@@ -127,11 +137,14 @@ func NewClient(cfg ClientConfig) *Client {
 		cfg.AloneAfter = defaultAloneAfter
 	}
 	c := &Client{
-		cfg: cfg, session: rand.Text(), stateChanged: make(chan struct{}, 1), parts: map[string]proxy.Part{},
+		cfg: cfg, session: rand.Text(), told: make(chan struct{}, 1), parts: map[string]proxy.Part{},
 		keys: map[spiffe.ID]clientKey{}, sockets: map[string]*clientSocket{},
 		failed: map[string]string{}, answering: map[uint64]context.CancelFunc{}, pieces: make(chan Answer),
 	}
-	c.state.Store(Active)
+	c.state.To = cmp.Or(cfg.State, Active)
+	for name, file := range cfg.Sockets {
+		c.sockets[name] = &clientSocket{file: file, own: true}
+	}
 	return c
 }
 
@@ -169,14 +182,55 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 	return g.Wait()
 }
 
-// ReportState tells the agent what this process does with new connections, at once or as soon as one attaches. Until the first
-// call it is Active. It does not block, and may be called from any goroutine.
-func (c *Client) ReportState(state State) {
-	c.state.Store(state)
+// Report tells the agent what this process does with new connections, at once or as soon as one attaches. A process that drains
+// gives its sockets away for good. It does not block, and may be called from any goroutine.
+func (c *Client) Report(state SetTo) {
+	c.mu.Lock()
+	c.state = state
+	c.mu.Unlock()
+	c.wake()
+}
+
+func (c *Client) wake() {
 	select {
-	case c.stateChanged <- struct{}{}:
+	case c.told <- struct{}{}:
 	default:
 	}
+}
+
+// tell writes what the agent is to know.
+func (c *Client) tell(ctx context.Context) {
+	c.mu.Lock()
+	state, restarted := c.state, c.restarted
+	c.restarted = nil
+	c.mu.Unlock()
+	if state.To == Draining {
+		// Others accept from these, or nobody: then who connects shall be refused, not wait for an answer that never comes.
+		c.closeSockets()
+	}
+	c.write(ctx, Frame{State: &state}, nil)
+	for _, r := range restarted {
+		c.write(ctx, Frame{Restarted: &r}, nil)
+	}
+}
+
+// restart asks for another process.
+func (c *Client) restart(id uint64) {
+	done := func(pid int, err error) {
+		r := Restarted{ID: id, PID: pid}
+		if err != nil {
+			r.Error = err.Error()
+		}
+		c.mu.Lock()
+		c.restarted = append(c.restarted, r)
+		c.mu.Unlock()
+		c.wake()
+	}
+	if c.cfg.Restart == nil {
+		done(0, errors.New("this process can't start another one"))
+		return
+	}
+	c.cfg.Restart(done)
 }
 
 // loop owns the state: it turns events into updates.
@@ -191,18 +245,15 @@ func (c *Client) loop(ctx context.Context, h Handler, events <-chan event) error
 	for {
 		select {
 		case <-ctx.Done():
+			c.tell(ctx)
 			c.bye()
 			return nil
-		case <-c.stateChanged:
-			c.write(ctx, Frame{State: &SetTo{To: c.now()}}, nil)
-			if c.now() == Draining && c.conn == nil {
-				// Nobody else accepts from these: who connects now shall be refused, not wait for an answer that never comes.
-				c.closeOwnSockets()
-			}
+		case <-c.told:
+			c.tell(ctx)
 		case <-alone.C:
 			c.bootAlone(ctx, h)
 		case <-retry.C:
-			if c.alone && c.conn == nil && c.now() == Active && c.openMissing(ctx) {
+			if c.alone && c.conn == nil && c.now() != Draining && c.openMissing(ctx) {
 				c.apply(ctx, h, c.config)
 			}
 		case a := <-c.pieces:
@@ -281,7 +332,7 @@ func (c *Client) attached(ctx context.Context, conn *conn) {
 	hello := Hello{
 		Proxy: c.cfg.Proxy, Session: c.session, PID: os.Getpid(), Version: c.cfg.Version, FeatureLevel: c.cfg.FeatureLevel,
 		State: c.now(), Parts: map[string]string{}, Keys: map[string]string{}, Applied: c.config.Position,
-		Watches: c.cfg.Watcher != nil,
+		Watches: c.cfg.Watcher != nil, Restarts: c.cfg.Restart != nil,
 	}
 	for key, p := range c.parts {
 		hello.Parts[key] = p.Hash
@@ -290,6 +341,9 @@ func (c *Client) attached(ctx context.Context, conn *conn) {
 		hello.Keys[id.String()] = k.key.hash()
 	}
 	c.write(ctx, Frame{Hello: &hello}, nil)
+	if hello.State == Draining {
+		c.tell(ctx) // until when, too
+	}
 	// An agent that was started anew has none of the sockets that the one before passed: they are as good as our own until it
 	// passes them again.
 	for _, s := range c.sockets {
@@ -299,10 +353,11 @@ func (c *Client) attached(ctx context.Context, conn *conn) {
 	c.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "attached to the agent")
 }
 
-// now returns what ReportState was told last.
+// now returns what Report was told last.
 func (c *Client) now() State {
-	state, _ := c.state.Load().(State)
-	return state
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.To
 }
 
 func (c *Client) detached(ctx context.Context, err error) {
@@ -355,6 +410,8 @@ func (c *Client) frame(ctx context.Context, h Handler, ev event) {
 		h.SetState(f.State.To)
 	case f.Query != nil:
 		c.query(ctx, f.Query)
+	case f.Restart != nil:
+		c.restart(f.Restart.ID)
 	default:
 		closeFiles(ev.files)
 		c.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "agent sent what only a proxy sends")
@@ -387,7 +444,7 @@ func (c *Client) plan(ctx context.Context, h Handler, p *Plan) {
 		return
 	}
 	c.answer(ctx, Applied{Seq: p.Seq, Closed: res.Closed, Open: res.Open})
-	if c.cfg.Cache != nil {
+	if c.cfg.Cache != nil && c.now() != Draining { // the directory is another process's then
 		if err := c.cfg.Cache.SavePlan(slices.Collect(maps.Values(parts))); err != nil {
 			c.cfg.Log.LogAttrs(ctx, slog.LevelError, "plan is in force but not on disk", slog.Any("error", err))
 		}
@@ -479,7 +536,7 @@ func (c *Client) loadCache(ctx context.Context) {
 }
 
 func (c *Client) saveKeys(ctx context.Context) {
-	if c.cfg.Cache == nil {
+	if c.cfg.Cache == nil || c.now() == Draining {
 		return
 	}
 	keys := make([]Key, 0, len(c.keys))
@@ -494,7 +551,7 @@ func (c *Client) saveKeys(ctx context.Context) {
 
 // bootAlone puts the plan on disk in force, if there is one and no plan runs.
 func (c *Client) bootAlone(ctx context.Context, h Handler) {
-	if c.running || c.cached == nil {
+	if c.running || c.cached == nil || c.now() == Draining {
 		return
 	}
 	parts := make(map[string]proxy.Part, len(c.cached))

@@ -446,7 +446,7 @@ func TestAProxyReportsThatItDrains(t *testing.T) {
 	must(t, a.SetPlan("vm-a", s.plan(1, 0)))
 	c, h, _ := startProxy(t, a.path, "")
 	h.wait(t, "the plan", at(1))
-	c.ReportState(feed.Draining)
+	c.Report(feed.SetTo{To: feed.Draining})
 	a.waitStatus(t, "the agent knows", func(s []feed.ProxyStatus) bool { return s[0].State == feed.Draining })
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
@@ -34,6 +35,8 @@ type State string
 
 // The states.
 const (
+	// Starting is the state of a process that takes the place of another, and does not accept yet.
+	Starting State = "starting"
 	Active   State = "active"
 	Draining State = "draining"
 )
@@ -49,6 +52,11 @@ type Frame struct {
 	Sockets *Sockets `json:"sockets,omitempty"` // both ways, with descriptors
 	Query   *Query   `json:"query,omitempty"`   // agent to proxy
 	Answer  *Answer  `json:"answer,omitempty"`  // proxy to agent
+	// Restart asks a process that said Hello.Restarts for a successor; Restarted answers.
+	Restart   *Restart   `json:"restart,omitempty"`   // agent to proxy
+	Restarted *Restarted `json:"restarted,omitempty"` // proxy to agent
+	Step      *Step      `json:"step,omitempty"`      // both ways, on a Link only
+	Counters  *Counters  `json:"counters,omitempty"`  // on a Link only
 }
 
 // Hello opens a session.
@@ -65,8 +73,9 @@ type Hello struct {
 	Keys map[string]string `json:"keys,omitempty"`
 	// Applied is the position of the plan in force.
 	Applied catalog.Position `json:"applied"`
-	// Watches says that the proxy answers queries.
-	Watches bool `json:"watches,omitempty"`
+	// Watches says that the proxy answers queries, Restarts that it can start its successor.
+	Watches  bool `json:"watches,omitempty"`
+	Restarts bool `json:"restarts,omitempty"`
 }
 
 // Applied tells what became of a plan, or of the keys and sockets that go with it.
@@ -115,6 +124,21 @@ func (k Key) Format(w fmt.State, _ rune) { _, _ = io.WriteString(w, "key of "+k.
 // SetTo asks a proxy process to change its state, or tells the agent that it did.
 type SetTo struct {
 	To State `json:"to"`
+	// Until, of a draining process, is when it cuts what is left; zero is never. Open is how many connections are left.
+	Until time.Time `json:"until,omitzero"`
+	Open  int       `json:"open,omitempty"`
+}
+
+// Restart asks a proxy process to start its program anew, beside itself, and to hand over to it.
+type Restart struct {
+	ID uint64 `json:"id"`
+}
+
+// Restarted answers Restart: another process serves, or Error says why not.
+type Restarted struct {
+	ID    uint64 `json:"id"`
+	PID   int    `json:"pid,omitempty"`
+	Error string `json:"error,omitempty"`
 }
 
 // Sockets passes listening sockets: the frame carries one descriptor per name, in the same order.
@@ -129,7 +153,7 @@ func (f Frame) valid() error {
 	n := 0
 	for _, set := range []bool{
 		f.Hello != nil, f.Applied != nil, f.Bye != nil, f.Plan != nil, f.Keys != nil, f.State != nil, f.Sockets != nil,
-		f.Query != nil, f.Answer != nil,
+		f.Query != nil, f.Answer != nil, f.Restart != nil, f.Restarted != nil, f.Step != nil, f.Counters != nil,
 	} {
 		if set {
 			n++

@@ -49,6 +49,7 @@ type Server struct {
 	changed  chan struct{}
 	seq      uint64
 	queries  map[uint64]*asked
+	restarts map[uint64]*restarting
 }
 
 // wanted is what one proxy should have.
@@ -91,6 +92,8 @@ type ProxyStatus struct {
 	Closed uint64 `json:"closed"`
 	// Open is how many connections were open at the last report.
 	Open int `json:"open"`
+	// Until is when a draining process cuts what is left; zero is never.
+	Until time.Time `json:"until,omitzero"`
 	// Sockets are the names of the listening sockets that it was given or offered, sorted.
 	Sockets []string `json:"sockets,omitempty"`
 }
@@ -103,6 +106,7 @@ func NewServer(cfg ServerConfig) *Server {
 		sessions: map[*session]struct{}{},
 		changed:  make(chan struct{}),
 		queries:  map[uint64]*asked{},
+		restarts: map[uint64]*restarting{},
 	}
 }
 

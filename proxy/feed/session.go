@@ -37,6 +37,9 @@ type session struct {
 	// watches says that the process answers queries; questions are those that it was not sent yet.
 	watches   bool
 	questions []Query
+	// restarts says that the process can start its successor; wishes are to be sent.
+	restarts bool
+	wishes   []Restart
 }
 
 func (s *session) wake() {
@@ -106,7 +109,7 @@ func (s *Server) admit(c *conn) (*session, error) {
 			Proxy: h.Proxy, Session: h.Session, PID: h.PID, UID: uid, Version: h.Version, FeatureLevel: h.FeatureLevel,
 			State: h.State, Since: time.Now(), Applied: h.Applied,
 		},
-		watches: h.Watches,
+		watches: h.Watches, restarts: h.Restarts,
 	}
 	for text, hash := range h.Keys {
 		if id, err := spiffe.Parse(text); err == nil {
@@ -130,6 +133,7 @@ func (s *Server) forget(sess *session) {
 	defer s.mu.Unlock()
 	delete(s.sessions, sess)
 	s.lost(sess)
+	s.lostRestart(sess)
 	s.announce()
 }
 
@@ -146,9 +150,11 @@ func (s *Server) receive(sess *session) error {
 		case f.Sockets != nil:
 			s.offered(sess, f.Sockets, files)
 		case f.State != nil:
-			s.reported(sess, f.State.To)
+			s.reported(sess, f.State)
 		case f.Answer != nil:
 			s.answered(sess, f.Answer)
+		case f.Restarted != nil:
+			s.restarted(sess, f.Restarted)
 		case f.Bye != nil:
 			return io.EOF
 		default:
@@ -158,10 +164,14 @@ func (s *Server) receive(sess *session) error {
 }
 
 // reported takes note of a state that the process chose itself.
-func (s *Server) reported(sess *session, state State) {
+func (s *Server) reported(sess *session, state *SetTo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sess.status.State, sess.stateWanted = state, state
+	st := &sess.status
+	st.State, sess.stateWanted, st.Until = state.To, state.To, state.Until
+	if state.To == Draining {
+		st.Open = state.Open
+	}
 	s.announce()
 }
 
@@ -256,6 +266,11 @@ func (s *Server) lacking(sess *session) (Frame, []*os.File, error) {
 		q := sess.questions[0]
 		sess.questions = sess.questions[1:]
 		return Frame{Query: &q}, nil, nil
+	}
+	if len(sess.wishes) > 0 {
+		r := sess.wishes[0]
+		sess.wishes = sess.wishes[1:]
+		return Frame{Restart: &r}, nil, nil
 	}
 	w := s.want(sess.status.Proxy)
 	if sess.stateWanted != sess.status.State {

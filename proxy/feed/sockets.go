@@ -32,6 +32,10 @@ func (c *Client) offer(ctx context.Context) {
 }
 
 func (c *Client) takeSockets(s *Sockets, files []*os.File) {
+	if c.now() == Draining {
+		closeFiles(files)
+		return
+	}
 	for i, name := range s.Names {
 		if old, ok := c.sockets[name]; ok {
 			_ = old.file.Close()
@@ -86,15 +90,6 @@ func (c *Client) dropOwnSockets(cfg proxy.Config) {
 	if len(gone) > 0 && c.conn != nil {
 		slices.Sort(gone)
 		_ = c.conn.write(Frame{Sockets: &Sockets{Close: gone}}, nil)
-	}
-}
-
-func (c *Client) closeOwnSockets() {
-	for name, s := range c.sockets {
-		if s.own {
-			_ = s.file.Close()
-			delete(c.sockets, name)
-		}
 	}
 }
 
