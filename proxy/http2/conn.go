@@ -50,8 +50,8 @@ type conn struct {
 	idle   time.Duration // after which a write that does not move is given up
 	// headTimeout is for a header block, and for the first SETTINGS.
 	headTimeout time.Duration
-	lost   l7.Reason     // what the end of the connection means to its streams
-	wrong  l7.Reason     // what malformed frames mean to their stream
+	lost        l7.Reason // what the end of the connection means to its streams
+	wrong       l7.Reason // what malformed frames mean to their stream
 
 	// The reader's.
 	in      *buffer
@@ -94,6 +94,8 @@ type conn struct {
 	ticking    bool // the reader looks up every second
 	ending     bool // nothing is read any more
 	mute       bool // nothing can be written any more
+	aborted    l7.Reason
+	hasty      bool // the reader is to know when the last stream is gone
 	resetUpTo  uint32
 	spare      int // see floods
 	bell       chan struct{}
@@ -115,7 +117,6 @@ func (c *conn) init(r role, l Limits, count *Counters) {
 	}
 	c.role, c.limits, c.count = r, l.WithDefaults(), count
 	c.dec, c.enc = hpack.NewDecoder(), hpack.NewEncoder(4096)
-	c.streams = map[uint32]*stream{}
 	c.peer = peerSettings{window: initialWindow, frame: maxFrame, maxStreams: unlimitedStreams}
 	c.tableSize = 4096
 	c.sendWindow, c.recvWindow = initialWindow, int64(c.limits.Window)
@@ -139,7 +140,7 @@ func (c *conn) greet() {
 		settings = appendSetting(settings, settingMaxStreams, uint32(c.limits.Streams)) //nolint:gosec // a small number
 		settings = appendSetting(settings, settingConnect, 1)
 	}
-	settings = appendSetting(settings, settingWindow, uint32(c.limits.StreamWindow))        //nolint:gosec // a window
+	settings = appendSetting(settings, settingWindow, uint32(c.limits.StreamWindow)) //nolint:gosec // a window
 	settings = appendSetting(settings, settingListSize, c.lists.ListSize)
 	c.control = append(appendHeader(c.control, len(settings), frameSettings, 0, 0), settings...)
 	if more := c.limits.Window - initialWindow; more > 0 {
@@ -162,9 +163,8 @@ func (c *conn) run() error {
 	<-c.done
 	c.in.release()
 	c.in = nil
-	orderly := errors.Is(err, io.EOF)
-	c.link.close(failure != nil)
-	if orderly {
+	c.link.close()
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
@@ -245,7 +245,8 @@ func (c *conn) look(now int64) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.streams) == 0 && c.running && c.asleep { // idle: what the writer holds is given back
+	if len(c.streams) == 0 && c.running && c.asleep { // idle: what was needed for streams is given back
+		c.streams, c.control = nil, nil
 		c.leave = true
 		c.ring()
 	}
@@ -283,16 +284,23 @@ func (c *conn) shut(failure *ConnError, err error) {
 	switch {
 	case failure != nil:
 		c.control = appendGoAway(c.control, c.peerHighest(), failure.Code, failure.Err.Error())
+		c.link.lastWrites()
 	case errors.Is(err, io.EOF):
+		c.link.lastWrites()
 	default:
 		c.mute = true
+		c.link.abort()
+	}
+	reason := c.lost
+	if c.aborted != l7.None {
+		reason = c.aborted
 	}
 	all := make(map[uint32]*stream, len(c.streams))
 	maps.Copy(all, c.streams)
 	c.ring()
 	c.mu.Unlock()
 	for id, s := range all {
-		c.kill(s, id, &l7.Error{Reason: c.lost, Err: unexpected(err)}, nil)
+		c.kill(s, id, &l7.Error{Reason: reason, Err: unexpected(err)}, nil)
 	}
 }
 
@@ -331,6 +339,9 @@ func (c *conn) open(s *stream, id uint32) bool {
 	}
 	s.id = id
 	s.sendWindow, s.recvWindow = c.peer.window, int64(c.limits.StreamWindow)
+	if c.streams == nil {
+		c.streams = map[uint32]*stream{}
+	}
 	c.streams[id] = s
 	c.note(id)
 	c.spare = min(c.spare+sparePerStream, 4*c.limits.Control)

@@ -48,7 +48,9 @@ type ConnError struct {
 }
 
 // Error describes it.
-func (e *ConnError) Error() string { return "HTTP/2 connection: " + e.Code.String() + ": " + e.Err.Error() }
+func (e *ConnError) Error() string {
+	return "HTTP/2 connection: " + e.Code.String() + ": " + e.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (e *ConnError) Unwrap() error { return e.Err }

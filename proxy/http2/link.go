@@ -30,6 +30,7 @@ type link struct {
 	readArmed  int64 // when the read deadline fires; 0 is never. The reader's.
 	writeArmed int64 // the writer's
 	hurried    atomic.Bool
+	leaving    atomic.Bool // the write deadline is the last one
 	closed     atomic.Bool
 }
 
@@ -114,11 +115,14 @@ func (l *link) hurry() {
 // write writes all of p. A peer that takes nothing for idle (to 1.5 idle) ends
 // it. A write deadline must never fire early: TLS cannot go on after it.
 func (l *link) write(p []byte, idle time.Duration) error {
-	if idle > 0 {
+	if idle > 0 && !l.leaving.Load() {
 		if now := l7.Instant(); l.writeArmed <= now+int64(idle) {
 			l.writeArmed = now + int64(idle) + int64(idle)/2
 			if err := l.nc.SetWriteDeadline(l7.At(l.writeArmed)); err != nil {
 				return err
+			}
+			if l.leaving.Load() { // what lastWrites set may have been overwritten
+				l.lastWrites()
 			}
 		}
 	}
@@ -137,13 +141,20 @@ func (l *link) abort() {
 	_ = l.tcp.Close() // closing what is under TLS sends nothing and waits for nobody
 }
 
+// lastWrites bounds those that run and that are to come: the connection ends.
+func (l *link) lastWrites() {
+	l.leaving.Store(true)
+	_ = l.nc.SetWriteDeadline(time.Now().Add(time.Second)) // if it fails writes do as well
+}
+
 // close ends the connection so that the peer can read what was written last:
 // with unread bytes a close would be a reset. It waits a second at most.
-func (l *link) close(linger bool) {
-	if linger && !l.closed.Load() {
-		if half, ok := l.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-			l.drain()
-		}
+func (l *link) close() {
+	if l.closed.Load() {
+		return
+	}
+	if half, ok := l.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		l.drain()
 	}
 	if !l.closed.Swap(true) {
 		_ = l.nc.Close() // nothing is left to be told about it

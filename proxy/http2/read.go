@@ -187,6 +187,10 @@ func (c *conn) admit(h frameHeader, data int, end bool) (uint32, error) {
 		}
 		c.mu.Unlock()
 		return 0, c.refuse(h.stream, StreamClosed)
+	case s.byPeer:
+		c.grant(nil, data)
+		c.mu.Unlock()
+		return 0, c.refuse(h.stream, StreamClosed)
 	case s.ended:
 		code = StreamClosed
 	case int64(h.length) > s.recvWindow:
@@ -348,6 +352,9 @@ func (c *conn) takeReset(h frameHeader, p []byte) error {
 	c.mu.Lock()
 	s := c.streams[h.stream]
 	idle := h.stream > c.highest
+	if s != nil {
+		s.byPeer = true
+	}
 	c.mu.Unlock()
 	switch {
 	case idle:

@@ -352,12 +352,12 @@ func (c *Conn) exchange(x *served, id uint32, h *l7.Head, host []byte, end bool)
 	x.ended = end
 	if !end {
 		x.expect = r.length
-		x.ex.Body = &x.stream
+		x.ex.Body = x
 		x.ex.ExpectContinue = r.expect
 	}
 	if string(r.pseudo[hpack.Protocol]) != "" && refused == nil {
 		x.ex.Upgrade = "websocket"
-		x.ex.Body = &x.stream
+		x.ex.Body = x
 	}
 	c.open(&x.stream, id)
 	x.start(refused)
@@ -366,7 +366,7 @@ func (c *Conn) exchange(x *served, id uint32, h *l7.Head, host []byte, end bool)
 // trailers takes what comes behind a request's body.
 func (c *Conn) trailers(id uint32, s *stream, block []byte, end bool) error {
 	c.conn.mu.Lock()
-	ended := s.ended
+	ended, reset := s.ended, c.streams[id] == s && s.byPeer
 	c.conn.mu.Unlock()
 	var fields http1.Fields
 	ok := end && !ended
@@ -387,6 +387,8 @@ func (c *Conn) trailers(id uint32, s *stream, block []byte, end bool) error {
 	case err != nil:
 		c.count.HeadTooLarge.Add(1)
 		return c.malformed(s, id, EnhanceYourCalm)
+	case reset:
+		return c.refuse(id, StreamClosed)
 	case ended:
 		return c.malformed(s, id, StreamClosed)
 	case !ok || !c.end(id, fields):

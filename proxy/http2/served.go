@@ -31,7 +31,7 @@ type served struct {
 	peekErr  error
 	hasPeek  bool
 	behind   http1.Fields // trailers that a worker gave
-	declared int64 // length, -1 if unknown
+	declared int64        // length, -1 if unknown
 
 	first     *l7.ResponseHead // what the reader got when it asked first
 	firstErr  error
@@ -59,6 +59,15 @@ type offer struct {
 	has      bool
 	hasBody  bool // body and err are of Next; else err is of Head
 	trailers http1.Fields
+}
+
+// Next implements l7.Body, for the request's body.
+func (x *served) Next(limit int, w l7.Waker) ([]byte, error) {
+	view, err := x.stream.Next(limit, w)
+	if len(view) > 0 {
+		x.ex.Moved()
+	}
+	return view, err
 }
 
 // start asks the handler, on the reader's goroutine, and asks its response first.

@@ -63,7 +63,6 @@ type Conn struct {
 	idleSince int64 // the reader's: since when there is no stream
 	drained   int64 // when Drain's first GOAWAY was sent, 0 for never
 	final     bool  // and the second one
-	aborted   l7.Reason
 }
 
 // NewConn returns a connection to Serve. It does no I/O.
@@ -75,7 +74,7 @@ func (s *Server) NewConn(nc net.Conn, info l7.ConnInfo) *Conn {
 	cfg := &s.cfg
 	c.link.init(nc)
 	c.idle, c.headTimeout, c.lost, c.wrong = cfg.StreamIdle, cfg.HeadTimeout, l7.ClientGone, l7.BadRequest
-	const pseudo = 6 // fields that HTTP/1 has in its request line
+	const pseudo = 6                                                                                   // fields that HTTP/1 has in its request line
 	c.lists = hpack.Limits{ListSize: uint32(cfg.Limits.HeadBytes), Fields: cfg.Limits.Fields + pseudo} //nolint:gosec // a small number
 	c.init(c, cfg.Bounds, cfg.Counters)
 	c.idleSince = c.began
@@ -119,13 +118,8 @@ func (c *Conn) Drain() {
 // Abort resets the connection, and the upstreams that work for it. It may be
 // called from any goroutine, and does not block.
 func (c *Conn) Abort(r l7.Reason) {
-	c.mu.Lock()
-	if c.aborted == l7.None {
-		c.aborted = r
-	}
-	c.mu.Unlock()
 	c.Review(func(*l7.Exchange) l7.Reason { return r })
-	c.stop()
+	c.stop(r)
 }
 
 // Review shows each exchange that is under way to f, which returns [l7.None], or
@@ -165,7 +159,7 @@ func (c *Conn) pong(data uint64) {
 // held.
 func (c *Conn) lastWord() {
 	if !c.final {
-		c.final = true
+		c.final, c.hasty = true, true
 		c.control = appendGoAway(c.control, c.highest, NoError, "")
 		c.ring()
 		c.link.hurry()

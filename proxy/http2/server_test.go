@@ -322,3 +322,44 @@ func TestEchoes(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// hanging is a response that never comes.
+type hanging struct {
+	mu     sync.Mutex
+	reason l7.Reason
+	waker  l7.Waker
+	closed chan l7.Reason // nil if nobody asks
+}
+
+func (h *hanging) Head(w l7.Waker) (*l7.ResponseHead, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.reason != l7.None {
+		return nil, &l7.Error{Reason: h.reason}
+	}
+	h.waker = w
+	return nil, l7.ErrPending
+}
+
+func (h *hanging) Next(int, l7.Waker) ([]byte, error) { panic("there was no head") }
+func (*hanging) Trailers() http1.Fields               { return nil }
+func (*hanging) Blocking() bool                       { return false }
+
+func (h *hanging) Cancel(r l7.Reason) {
+	h.mu.Lock()
+	if h.reason == l7.None {
+		h.reason = r
+	}
+	w := h.waker
+	h.waker = nil
+	h.mu.Unlock()
+	if w != nil {
+		w.Wake()
+	}
+}
+
+func (h *hanging) Close() {
+	if h.closed != nil {
+		h.closed <- h.reason
+	}
+}

@@ -72,6 +72,7 @@ type stream struct {
 	pinned     bool // kill is under way, or the reader asks the source first
 	woken      bool // meanwhile somebody woke it
 	killedBy   *l7.Error
+	byPeer     bool // the peer reset it
 
 	// The writer's.
 	headSent bool
@@ -91,7 +92,7 @@ func (s *stream) begin(c *conn, o owner) {
 	s.id, s.head, s.tail, s.queued, s.lent, s.unacked, s.got, s.expect = 0, nil, nil, 0, 0, 0, 0, -1
 	s.ended, s.whole, s.failed, s.fields, s.waker, s.sleeping, s.hungry, s.waited = false, false, nil, nil, nil, false, 0, 0
 	s.bell = bell
-	s.isReady, s.starved, s.dead, s.detached, s.pinned, s.woken, s.killedBy = false, false, false, false, false, false, nil
+	s.isReady, s.starved, s.dead, s.detached, s.pinned, s.woken, s.killedBy, s.byPeer = false, false, false, false, false, false, nil, false
 	s.headSent, s.closed, s.held, s.heldEnd, s.sent = false, false, nil, false, 0
 	s.conn.Store(c)
 }
@@ -346,7 +347,7 @@ func (c *conn) detach(s *stream) {
 	c.mu.Lock()
 	if s.id != 0 {
 		delete(c.streams, s.id)
-		if !s.ended {
+		if !s.ended && !s.byPeer {
 			c.resetUpTo = max(c.resetUpTo, s.id)
 		}
 	}
@@ -354,8 +355,12 @@ func (c *conn) detach(s *stream) {
 	s.giveBack(c)
 	s.detached = true
 	gone := !s.isReady && !s.pinned // else the writer, or kill, recycles it
-	if c.ending && len(c.streams) == 0 {
-		c.ring()
+	if len(c.streams) == 0 {
+		if c.ending {
+			c.ring()
+		} else if c.hasty {
+			c.link.hurry()
+		}
 	}
 	c.mu.Unlock()
 	if gone {

@@ -110,7 +110,7 @@ func (c *conn) flush() {
 		c.mu.Unlock()
 		if !mute {
 			if err := c.link.write(c.writing, c.idle); err != nil {
-				c.stop()
+				c.stop(l7.None)
 			}
 		}
 	}
@@ -119,10 +119,14 @@ func (c *conn) flush() {
 	c.out = nil
 }
 
-// stop ends a connection that cannot be written to: the reader finds out.
-func (c *conn) stop() {
+// stop ends a connection that cannot be written to, or must not be: the reader
+// finds out.
+func (c *conn) stop(r l7.Reason) {
 	c.mu.Lock()
 	c.mute = true
+	if c.aborted == l7.None {
+		c.aborted = r
+	}
 	c.mu.Unlock()
 	c.link.abort()
 }
@@ -315,4 +319,3 @@ func (c *conn) endHead(mark int, id uint32, end bool) {
 		}
 	}
 }
-
