@@ -131,6 +131,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener, allowed access) error
 	})
 	mux.HandleFunc("PUT /v1/agent/checks/{instance}/{check}", a.report)
 	mux.HandleFunc("POST /v1/agent/leave", a.leaveNow)
+	mux.HandleFunc("POST /v1/agent/proxies/{id}/restart", a.restartProxy)
 	a.debugRoutes(mux)
 	a.watchRoutes(ctx, mux)
 	srv := &http.Server{

@@ -25,6 +25,7 @@ import (
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
+	"github.com/meshd/meshd/proxy/feed"
 )
 
 const (
@@ -274,6 +275,12 @@ func (c hostCollector) Collect(out chan<- prometheus.Metric) {
 	proxies := 0
 	for _, p := range h.feed.Status() {
 		proxies++
+		if p.State == feed.Draining {
+			gauge("proxy_draining_connections", "Connections that a proxy process which was replaced, or stops, still has.", float64(p.Open), "proxy", p.Proxy, "session", p.Session)
+			if !p.Until.IsZero() {
+				gauge("proxy_draining_end_timestamp_seconds", "When it cuts them.", float64(p.Until.UnixMilli())/1000, "proxy", p.Proxy, "session", p.Session)
+			}
+		}
 		gauge("proxy_plan_refused", "1 if a proxy did not take its newest plan.", truth(p.Refused != ""), "proxy", p.Proxy, "session", p.Session)
 	}
 	gauge("proxies", "Proxies that are fed.", float64(proxies))

@@ -7,18 +7,30 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/meshd/meshd/agent"
 	"github.com/meshd/meshd/server/client"
 )
 
 func (a *app) proxyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "proxy", Short: "the proxies of the mesh", RunE: group, Args: cobra.ArbitraryArgs}
-	var watch bool
+	var watch, local bool
+	var socket string
 	status := &cobra.Command{
 		Use: "status", Short: "show what each proxy runs; exit 3 if one refuses its plan", Args: exactly(0, "no arguments"),
 		Long: `status shows what each proxy last reported to the server that answers: the
 revision of the newest input of the plan that it runs, which changes only when
-something that concerns it does, and whether it refused a newer one.`,
+something that concerns it does, and whether it refused a newer one.
+
+With --local it asks the agent of this host, and shows each process: after a
+restart one that serves, and those that drain, with the connections that they have
+left and when these are cut.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if local {
+				if err := a.checkFormat(); err != nil {
+					return err
+				}
+				return a.localProxies(cmd.Context(), socket, watch)
+			}
 			api, err := a.formatAndClient()
 			if err != nil {
 				return err
@@ -44,7 +56,9 @@ something that concerns it does, and whether it refused a newer one.`,
 		},
 	}
 	watchFlag(status, &watch)
-	c.AddCommand(status)
+	status.Flags().BoolVar(&local, "local", false, "ask the agent of this host about its processes")
+	status.Flags().StringVar(&socket, "agent-socket", agent.DefaultSocket, "the agent's socket")
+	c.AddCommand(status, a.proxyRestartCommand())
 	return c
 }
 

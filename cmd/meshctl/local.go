@@ -27,7 +27,12 @@ func localStatus(ctx context.Context, socket string) (agent.Status, error) {
 
 // localCall asks the agent of this host for a JSON answer.
 func localCall(ctx context.Context, socket, method, path string, answer any) error {
-	data, err := localRaw(ctx, socket, method, path)
+	return localCallWithin(ctx, localTimeout, socket, method, path, answer)
+}
+
+// localCallWithin gives the agent another time than usual to answer.
+func localCallWithin(ctx context.Context, timeout time.Duration, socket, method, path string, answer any) error {
+	data, err := localRawWithin(ctx, timeout, socket, method, path)
 	if err != nil {
 		return err
 	}
@@ -44,8 +49,12 @@ const (
 
 // localRaw asks the agent of this host.
 func localRaw(ctx context.Context, socket, method, path string) ([]byte, error) {
+	return localRawWithin(ctx, localTimeout, socket, method, path)
+}
+
+func localRawWithin(ctx context.Context, timeout time.Duration, socket, method, path string) ([]byte, error) {
 	var d net.Dialer
-	c := &http.Client{Timeout: localTimeout, Transport: &http.Transport{
+	c := &http.Client{Timeout: timeout, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) },
 	}}
 	defer c.CloseIdleConnections()
@@ -148,8 +157,10 @@ func (r *report) proxies(st agent.Status) {
 	active := false
 	for _, p := range st.Proxies {
 		switch {
+		case p.State == feed.Starting:
+			continue
 		case p.State != feed.Active:
-			r.add(client.FactOK, "proxy %s (process %d) drains, %d connections are open", p.Proxy, p.PID, p.Open)
+			r.add(client.FactOK, "proxy %s (process %d) drains, %d connections are open and cut in: %s", p.Proxy, p.PID, p.Open, cutIn(p, time.Now()))
 			continue
 		case p.Refused != "":
 			r.add(client.FactFail, "proxy %s refuses its plan: %s", p.Proxy, p.Refused)

@@ -168,6 +168,10 @@ func (s *Server) reported(sess *session, state *SetTo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &sess.status
+	if st.State != state.To {
+		s.cfg.Log.Info("proxy changed its state", slog.String("proxy", st.Proxy), slog.String("session", st.Session), slog.Int("pid", st.PID),
+			slog.String("state", string(state.To)), slog.Int("open", state.Open))
+	}
 	st.State, sess.stateWanted, st.Until = state.To, state.To, state.Until
 	if state.To == Draining {
 		st.Open = state.Open
