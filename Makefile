@@ -92,6 +92,10 @@ test-unit: ## the tests of every package; needs no root
 .PHONY: e2e
 e2e: setup build test-conformance test-e2e ## end to end: network namespaces, real programs (root)
 
+.PHONY: conformance
+conformance: ## h2spec, gRPC's interoperability suite, and what no client should send
+	go test -count=1 -v ./tests/conformance/...
+
 .PHONY: test-conformance
 test-conformance:
 	go test -count=1 ./tests/conformance/... ./tests/bench/...

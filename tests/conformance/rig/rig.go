@@ -4,6 +4,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ type App struct {
 	Name string
 	// Address is where it listens, host:port.
 	Address string
+	// Protocol is what it speaks; HTTP/1.1 if empty.
+	Protocol catalog.Protocol
 	// Intentions say who may call it.
 	Intentions []intentions.Intention
 }
@@ -149,14 +152,15 @@ func (p *Pair) plan() error {
 		}
 		leaves = append(leaves, leaf)
 		name := catalog.Name{Namespace: catalog.DefaultNamespace, Name: app.Name}
+		protocol := cmp.Or(app.Protocol, catalog.ProtocolHTTP)
 		callee.Inbounds = append(callee.Inbounds, proxy.Inbound{
 			ServerName: ServerName(app.Name), Service: service, Instance: instance, Port: port,
-			Protocol: catalog.ProtocolHTTP, Local: app.Address,
+			Protocol: protocol, Local: app.Address,
 		})
 		callee.Policies = append(callee.Policies, proxy.Policy{Service: name, Intentions: app.Intentions})
 		cluster := name.String() + ":" + port
 		caller.Clusters = append(caller.Clusters, proxy.Cluster{
-			Name: cluster, Service: service, Port: port, Protocol: catalog.ProtocolHTTP,
+			Name: cluster, Service: service, Port: port, Protocol: protocol,
 			Endpoints: []proxy.Endpoint{{Instance: instance, Node: "there", Address: p.Mesh, ServerName: ServerName(app.Name)}},
 		})
 		up, err := p.listen(&caller, proxy.Listener{
