@@ -19,7 +19,7 @@ import (
 // raw is a client that sends frames as it is told.
 type raw struct {
 	*xhttp2.Framer
-	tb    testing.TB
+	tb  testing.TB
 	nc  net.Conn
 	out bytes.Buffer
 	enc *xhpack.Encoder
@@ -261,28 +261,28 @@ func TestRules(t *testing.T) {
 			r.check(r.WriteContinuation(1, false, b[16000:30000]))
 			r.check(r.WriteContinuation(1, true, b[30000:]))
 		}, status: "431", body: "head is larger"},
-		"no path":               {send: whole(":method: GET", ":scheme: http", ":authority: a"), reset: protocol},
-		"empty path":            {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: "), reset: protocol},
-		"no method":             {send: whole(":scheme: http", ":authority: a", ":path: /"), reset: protocol},
-		"no scheme":             {send: whole(":method: GET", ":authority: a", ":path: /"), reset: protocol},
-		"a status":              {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: /", ":status: 200"), reset: protocol},
-		"an unknown pseudo":     {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: /", ":x: y"), reset: protocol},
-		"a pseudo behind":       {send: whole(":method: GET", ":scheme: http", ":authority: a", "x: y", ":path: /"), reset: protocol},
-		"upper case":            {send: one("A: b"), reset: protocol},
-		"a name of two":         {send: one("a b: c"), reset: protocol},
-		"CR and LF":             {send: one("a: b\r\nc: d"), reset: protocol},
-		"NUL":                   {send: one("a: b\x00c"), reset: protocol},
-		"LF in the path":        {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: /\n"), reset: protocol},
-		"white space in front":  {send: one("a:  b"), reset: protocol},
-		"connection":            {send: one("connection: close"), reset: protocol},
-		"upgrade":               {send: one("upgrade: h2c"), reset: protocol},
-		"transfer-encoding":     {send: one("transfer-encoding: chunked"), reset: protocol},
-		"te of more":            {send: one("te: trailers, gzip"), reset: protocol},
-		"lengths":               {send: body("content-length: 1, 1", "a"), reset: protocol},
-		"a length and its sum":  {send: body("content-length: 3", "a", "bc"), status: "200", body: "abc"},
-		"more than declared":    {send: body("content-length: 3", "a", "bcd"), reset: protocol},
-		"less than declared":    {send: body("content-length: 3", "a", "b"), reset: protocol},
-		"a length of nothing":   {send: one("content-length: 3"), reset: protocol},
+		"no path":              {send: whole(":method: GET", ":scheme: http", ":authority: a"), reset: protocol},
+		"empty path":           {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: "), reset: protocol},
+		"no method":            {send: whole(":scheme: http", ":authority: a", ":path: /"), reset: protocol},
+		"no scheme":            {send: whole(":method: GET", ":authority: a", ":path: /"), reset: protocol},
+		"a status":             {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: /", ":status: 200"), reset: protocol},
+		"an unknown pseudo":    {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: /", ":x: y"), reset: protocol},
+		"a pseudo behind":      {send: whole(":method: GET", ":scheme: http", ":authority: a", "x: y", ":path: /"), reset: protocol},
+		"upper case":           {send: one("A: b"), reset: protocol},
+		"a name of two":        {send: one("a b: c"), reset: protocol},
+		"CR and LF":            {send: one("a: b\r\nc: d"), reset: protocol},
+		"NUL":                  {send: one("a: b\x00c"), reset: protocol},
+		"LF in the path":       {send: whole(":method: GET", ":scheme: http", ":authority: a", ":path: /\n"), reset: protocol},
+		"white space in front": {send: one("a:  b"), reset: protocol},
+		"connection":           {send: one("connection: close"), reset: protocol},
+		"upgrade":              {send: one("upgrade: h2c"), reset: protocol},
+		"transfer-encoding":    {send: one("transfer-encoding: chunked"), reset: protocol},
+		"te of more":           {send: one("te: trailers, gzip"), reset: protocol},
+		"lengths":              {send: body("content-length: 1, 1", "a"), reset: protocol},
+		"a length and its sum": {send: body("content-length: 3", "a", "bc"), status: "200", body: "abc"},
+		"more than declared":   {send: body("content-length: 3", "a", "bcd"), reset: protocol},
+		"less than declared":   {send: body("content-length: 3", "a", "b"), reset: protocol},
+		"a length of nothing":  {send: one("content-length: 3"), reset: protocol},
 		"less, with trailers": {send: func(r *raw) {
 			r.request(1, false, "POST", "/", "content-length: 3")
 			r.data(1, false, "a")

@@ -432,6 +432,9 @@ func (x *served) finish() {
 
 // recycle implements owner.
 func (x *served) recycle() {
+	if grown := x.ex.Request.Fields; cap(grown) > cap(x.head.fields) {
+		x.head.fields = grown // what was appended moved the list
+	}
 	x.ex.Clear()
 	x.head.clear()
 	x.client, x.failed, x.first, x.firstErr, x.peeked, x.peekErr, x.offer = nil, nil, nil, nil, nil, nil, offer{}

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,11 +32,15 @@ type records struct {
 	mu  sync.Mutex
 	all []l7.Record
 	got chan struct{}
+	off atomic.Bool
 }
 
 func newRecords() *records { return &records{got: make(chan struct{}, 10000)} }
 
 func (r *records) sink(rec *l7.Record) {
+	if r.off.Load() {
+		return
+	}
 	r.mu.Lock()
 	c := *rec
 	c.Method, c.Path, c.Authority = bytes.Clone(c.Method), bytes.Clone(c.Path), bytes.Clone(c.Authority)
@@ -112,6 +117,18 @@ func (s *serving) conn() *http2.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.conns[len(s.conns)-1]
+}
+
+// writers is how many connections have a writer.
+func (s *serving) writers() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		if c.Writing() {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *serving) end(tb testing.TB) error {

@@ -1,0 +1,6 @@
+//go:build race
+
+package http2_test
+
+// raceEnabled: sync.Pool throws away what it is given, by design.
+const raceEnabled = true
