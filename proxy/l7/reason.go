@@ -34,30 +34,31 @@ const (
 type reasonInfo struct {
 	text   string
 	status int
+	grpc   int
 	advice string
 }
 
 //nolint:gochecknoglobals // a constant table
 var reasons = [numReasons]reasonInfo{
-	None:              {"", 0, ""},
-	BadRequest:        {"bad-request", 400, "the request is not valid HTTP/1.1 as this mesh accepts it; correct the client"},
-	Denied:            {"denied", 403, "no intention allows this request; run: meshctl explain"},
-	NoRoute:           {"no-route", 404, "no service is known by this host name; check the URL and the declared upstreams"},
-	RequestTimeout:    {"request-timeout", 408, "the request did not arrive in time; send it faster or raise the limit"},
-	UpgradeRefused:    {"upgrade-refused", 501, "only websocket may be upgraded to; send the request without Upgrade"},
-	UpstreamReset:     {"upstream-reset", 502, "the service closed the connection before its response was complete; look at its log"},
-	UpstreamProtocol:  {"upstream-protocol", 502, "the service's response is not valid HTTP/1.1; look at its log"},
-	NoHealthyInstance: {"no-healthy-instance", 503, "no instance of the service can take the request; run: meshctl instances"},
-	ConnectFailed:     {"connect-failed", 503, "no connection to the chosen instance; check that it runs and that its port is right"},
-	Overload:          {"overload", 503, "a limit on connections or requests is reached; retry later"},
-	Draining:          {"draining", 503, "this proxy is shutting down; retry on a new connection"},
-	Timeout:           {"timeout", 504, "the service did not answer in time; look at its latency or raise the timeout"},
-	Internal:          {"internal", 500, "a fault of mesh-proxy itself; its log has the error id"},
-	ClientGone:        {"client-gone", 0, ""},
-	EarlyResponse:     {"early-response", 0, ""},
-	Superseded:        {"superseded", 0, ""},
-	PolicyChanged:     {"policy-changed", 0, ""},
-	NoLeaf:            {"no-leaf", 503, "this host has no certificate of the calling service, which takes a second or two after its first registration; run: meshctl check"},
+	None:              {"", 0, 0, ""},
+	BadRequest:        {"bad-request", 400, 13, "the request is not valid HTTP/1.1 as this mesh accepts it; correct the client"},
+	Denied:            {"denied", 403, 7, "no intention allows this request; run: meshctl explain"},
+	NoRoute:           {"no-route", 404, 12, "no service is known by this host name; check the URL and the declared upstreams"},
+	RequestTimeout:    {"request-timeout", 408, 4, "the request did not arrive in time; send it faster or raise the limit"},
+	UpgradeRefused:    {"upgrade-refused", 501, 12, "only websocket may be upgraded to; send the request without Upgrade"},
+	UpstreamReset:     {"upstream-reset", 502, 14, "the service closed the connection before its response was complete; look at its log"},
+	UpstreamProtocol:  {"upstream-protocol", 502, 13, "the service's response is not valid HTTP/1.1; look at its log"},
+	NoHealthyInstance: {"no-healthy-instance", 503, 14, "no instance of the service can take the request; run: meshctl instances"},
+	ConnectFailed:     {"connect-failed", 503, 14, "no connection to the chosen instance; check that it runs and that its port is right"},
+	Overload:          {"overload", 503, 14, "a limit on connections or requests is reached; retry later"},
+	Draining:          {"draining", 503, 14, "this proxy is shutting down; retry on a new connection"},
+	Timeout:           {"timeout", 504, 4, "the service did not answer in time; look at its latency or raise the timeout"},
+	Internal:          {"internal", 500, 13, "a fault of mesh-proxy itself; its log has the error id"},
+	ClientGone:        {"client-gone", 0, 1, ""},
+	EarlyResponse:     {"early-response", 0, 1, ""},
+	Superseded:        {"superseded", 0, 1, ""},
+	PolicyChanged:     {"policy-changed", 0, 7, ""},
+	NoLeaf:            {"no-leaf", 503, 14, "this host has no certificate of the calling service, which takes a second or two after its first registration; run: meshctl check"},
 }
 
 // String returns the reason's text, for example no-healthy-instance; empty for
@@ -76,6 +77,15 @@ func (r Reason) Status() int {
 		return 0
 	}
 	return reasons[r].status
+}
+
+// GRPC returns the status of gRPC that the reason maps to, 0 (OK) for [None]. It is what clients of gRPC know for the like: what a
+// retry may help is UNAVAILABLE.
+func (r Reason) GRPC() int {
+	if r >= numReasons {
+		return 2 // UNKNOWN
+	}
+	return reasons[r].grpc
 }
 
 // Advice returns one line for the person who reads the response: what is wrong

@@ -13,11 +13,12 @@ const (
 	FieldErrorID = "mesh-error-id"
 )
 
-// reply is a response of this proxy's own. It lives in its exchange.
+// reply is a response of this proxy's own, in the form that the client understands. It lives in its exchange.
 type reply struct {
 	head   ResponseHead
-	fields [3]http1.Field
+	fields [5]http1.Field
 	id     [6]byte
+	code   [2]byte
 	text   []byte
 	from   int // of text, what Next returns next
 	sent   bool
@@ -28,6 +29,9 @@ var (
 	nameContentType = []byte("Content-Type")
 	nameError       = []byte(FieldError)
 	nameErrorID     = []byte(FieldErrorID)
+	nameStatus      = []byte("grpc-status")
+	nameMessage     = []byte("grpc-message")
+	contentGRPC     = []byte("application/grpc")
 	plainText       = []byte("text/plain; charset=utf-8")
 	nameXFCC        = []byte("x-forwarded-client-cert")
 )
@@ -58,20 +62,64 @@ func (r *reply) fail(ex *Exchange, err *Error) Response {
 		text = append(text, err.Detail...)
 		text = append(text, ')')
 	}
+	if IsGRPC(ex.Request.Fields) {
+		r.status(err.Reason, text)
+		return r
+	}
 	r.text = append(text, '\n')
-	r.fields = [3]http1.Field{
+	r.fields = [...]http1.Field{
 		{Name: nameContentType, Value: plainText, ID: http1.ContentType},
 		{Name: nameError, Value: []byte(err.Reason.String()), ID: http1.MeshHeader},
 		{Name: nameErrorID, Value: r.id[:], ID: http1.MeshHeader},
+		{}, {},
 	}
 	r.head = ResponseHead{
 		Status: status,
-		Fields: r.fields[:],
+		Fields: r.fields[:3],
 		Length: int64(len(r.text)),
 		NoBody: string(ex.Request.Method) == "HEAD",
 	}
 	r.from, r.sent = 0, r.head.NoBody
 	return r
+}
+
+// IsGRPC reports whether a request with these fields is gRPC's (grpc-web, which has status and message in the same places, too).
+func IsGRPC(fields http1.Fields) bool {
+	for i := range fields {
+		if f := &fields[i]; f.ID == http1.ContentType {
+			return len(f.Value) >= len(contentGRPC) && string(f.Value[:len(contentGRPC)]) == string(contentGRPC)
+		}
+	}
+	return false
+}
+
+// status makes it what gRPC calls trailers-only: a head with the status, and nothing behind it.
+func (r *reply) status(reason Reason, text []byte) {
+	from := len(text)
+	for _, c := range text[:from] {
+		if c < ' ' || c > '~' || c == '%' {
+			const hex = "0123456789ABCDEF"
+			text = append(text, '%', hex[c>>4], hex[c&15])
+		} else {
+			text = append(text, c)
+		}
+	}
+	r.text = text
+	code := reason.GRPC()
+	r.code = [2]byte{'0' + byte(code/10), '0' + byte(code%10)} //nolint:gosec // two digits
+	value := r.code[:]
+	if code < 10 {
+		value = r.code[1:]
+	}
+	r.fields = [...]http1.Field{
+		{Name: nameContentType, Value: contentGRPC, ID: http1.ContentType},
+		{Name: nameStatus, Value: value},
+		{Name: nameMessage, Value: text[from:]},
+		{Name: nameError, Value: []byte(reason.String()), ID: http1.MeshHeader},
+		{Name: nameErrorID, Value: r.id[:], ID: http1.MeshHeader},
+	}
+	r.head = ResponseHead{Status: 200, Fields: r.fields[:], NoBody: true}
+	r.from, r.sent = 0, true
 }
 
 // Head returns the only head.
