@@ -92,6 +92,15 @@ func patience(drain time.Duration) time.Duration {
 	return min(idlePatience, drain-drain/announceShare)
 }
 
+// draining is what the agent is told of a drain that begins.
+func (p *process) draining(timeout time.Duration) feed.SetTo {
+	out := feed.SetTo{To: feed.Draining, Open: p.plane.Left()}
+	if timeout > 0 {
+		out.Until = time.Now().Add(timeout)
+	}
+	return out
+}
+
 // handOver drains after another process took over, and tells it what is counted meanwhile. finish ends the data plane.
 func (p *process) handOver(ctx context.Context, heir *feed.Link, finish func()) {
 	defer heir.Close()

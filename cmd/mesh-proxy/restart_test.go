@@ -426,6 +426,34 @@ func TestRestartWithoutAnAgent(t *testing.T) {
 	must(t, echo(live))
 }
 
+// TestTheAgentDiesInTheMiddle of a restart: it is done nevertheless.
+func TestTheAgentDiesInTheMiddle(t *testing.T) {
+	w := newWorld(t, echoApp(t))
+	srv, stopAgent := w.agent()
+	w.proxy()
+	w.ready(srv)
+	live, err := w.talk()
+	must(t, err)
+	eventually(t, "the plan is on disk", func() bool {
+		_, err := feed.NewDiskCache(w.state).Plan()
+		return err == nil
+	})
+	restarted := make(chan string, 1)
+	go func() {
+		_, problem := w.restart()
+		restarted <- problem
+	}()
+	eventually(t, "the new process is there", func() bool { return len(srv.Status()) != 1 })
+	stopAgent()
+	w.forget()
+	if problem := <-restarted; problem != "" {
+		t.Errorf("restart: %s", problem)
+	}
+	must(t, echo(live))
+	_, err = w.talk()
+	must(t, err)
+}
+
 // TestLeftSessionsAreAnnouncedAndCut at the deadline of a restart.
 func TestLeftSessionsAreAnnouncedAndCut(t *testing.T) {
 	w := newWorld(t, echoApp(t))

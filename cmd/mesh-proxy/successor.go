@@ -68,6 +68,7 @@ func (p *process) replaceNow() (pid int, err error) {
 		_ = heir.Signal(syscall.SIGTERM) // it is gone otherwise
 	default:
 		p.tell(mainPID(heir.Pid))
+		p.client.Report(p.draining(p.cfg.handover)) // before the answer to who asked for it
 		p.replaced <- link
 	}
 	return heir.Pid, nil

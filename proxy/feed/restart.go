@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 )
 
 var (
@@ -33,9 +35,30 @@ func (s *Server) Restart(ctx context.Context, proxyID string) (pid int, err erro
 		if answer.Error != "" {
 			return 0, fmt.Errorf("restart proxy %s: %w: %s", proxyID, ErrRestart, answer.Error)
 		}
+		s.awaitActive(ctx, proxyID, answer.PID)
 		return answer.PID, nil
 	case <-ctx.Done():
 		return 0, fmt.Errorf("restart proxy %s: it has not answered yet, and may still restart: %w", proxyID, ctx.Err())
+	}
+}
+
+// activeTimeout is how long a process that serves may take to say so here.
+const activeTimeout = time.Second
+
+// awaitActive returns once Status shows that a process serves.
+func (s *Server) awaitActive(ctx context.Context, proxyID string, pid int) {
+	ctx, cancel := context.WithTimeout(ctx, activeTimeout)
+	defer cancel()
+	for {
+		changed := s.Changed()
+		if slices.ContainsFunc(s.Status(), func(p ProxyStatus) bool { return p.Proxy == proxyID && p.PID == pid && p.State == Active }) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

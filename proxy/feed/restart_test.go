@@ -40,7 +40,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("an older version: %v", err)
 	}
 	answers := make(chan error, 8)
-	answer := func(done func(int, error)) { go func() { done(4711, <-answers) }() }
+	answer := func(done func(int, error)) { go func() { done(os.Getpid(), <-answers) }() }
 	never := func(func(int, error)) { t.Error("a process that does not serve was asked") }
 	attach(t, a.path, feed.Starting, never)
 	draining, _ := attach(t, a.path, feed.Active, never)
@@ -58,7 +58,7 @@ func TestRestart(t *testing.T) {
 	stopOld()
 	attached(3)
 	answers <- nil
-	if pid, err := a.Restart(t.Context(), "vm-a"); pid != 4711 || err != nil {
+	if pid, err := a.Restart(t.Context(), "vm-a"); pid != os.Getpid() || err != nil {
 		t.Errorf("got process %d: %v", pid, err)
 	}
 	answers <- errors.New("no such program")
