@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,6 +19,7 @@ import (
 	"github.com/meshd/meshd/intentions"
 	"github.com/meshd/meshd/proxy/balance"
 	"github.com/meshd/meshd/proxy/http1"
+	"github.com/meshd/meshd/proxy/http2"
 	"github.com/meshd/meshd/proxy/l7"
 	"github.com/meshd/meshd/tests/conformance/rig"
 )
@@ -30,14 +30,14 @@ func (f *field) meshHop(name, program string) error {
 	if program == "" {
 		return nil // only one of the two kinds of versus
 	}
-	addresses, files, err := f.listen(2)
+	addresses, files, err := f.listen(3)
 	if err != nil {
 		return err
 	}
-	pid, err := f.started(rig.Start(program, []string{hopCommand, f.backend}, rig.Options{Files: files}))
-	f.lanes = append(f.lanes, lane{scenario: plain, name: name, address: addresses[0], parts: []part{{
-		role: "proxy", pids: []int{pid}, metrics: "http://" + addresses[1] + "/metrics",
-	}}})
+	pid, err := f.started(rig.Start(program, []string{hopCommand, f.backend, f.backend2}, rig.Options{Files: files}))
+	parts := []part{{role: "proxy", pids: []int{pid}, metrics: "http://" + addresses[1] + "/metrics"}}
+	f.lanes = append(f.lanes, lane{scenario: plain, name: name, address: addresses[0], parts: parts},
+		lane{scenario: plain2, name: name, address: addresses[2], parts: parts})
 	return err
 }
 
@@ -51,17 +51,20 @@ type hop struct {
 	to      catalog.Name
 	picker  balance.Picker
 	states  []*balance.State
-	pools   []*l7.Pool
+	pools   []l7.Upstream
 	allowed prometheus.Counter
 	denied  prometheus.Counter
 	classes [6]prometheus.Counter
 	seconds prometheus.Observer
+	spare   sync.Pool
 }
 
-// passage is what the hop knows of a connection, and the response to the
-// exchange that runs on it.
+// passage is what the hop knows of an exchange, and the response to it. One
+// serves all exchanges of a connection of HTTP/1.1; those of HTTP/2 come from
+// spare and go back there.
 type passage struct {
 	hop     *hop
+	pooled  bool
 	request intentions.HTTPRequest
 
 	mu    sync.Mutex // as in the data plane: plans may change under an exchange
@@ -69,22 +72,20 @@ type passage struct {
 	state *balance.State
 }
 
-// newHop returns a hop in front of one backend, which counts in the registry.
-func newHop(backend string, registry *prometheus.Registry) (*hop, error) {
+// newHop returns a hop in front of what makes upstreams, which counts in the
+// registry.
+func newHop(registry *prometheus.Registry, upstream func() l7.Upstream) (*hop, error) {
 	h := &hop{to: catalog.Name{Namespace: catalog.DefaultNamespace, Name: "api"}}
 	var err error
 	if h.policy, err = intentions.Compile(trustDomain, h.to, meshIntentions(httpCluster)); err != nil {
 		return nil, err
 	}
 	candidates := make([]balance.Candidate, endpoints)
-	d := net.Dialer{Timeout: time.Second}
 	for i := range candidates {
 		state := new(balance.State)
 		candidates[i].State = state
 		h.states = append(h.states, state)
-		h.pools = append(h.pools, l7.NewPool(l7.PoolConfig{
-			Dial: func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", backend) },
-		}))
+		h.pools = append(h.pools, upstream())
 	}
 	if h.picker, err = balance.New("", candidates, 0); err != nil {
 		return nil, err
@@ -110,7 +111,9 @@ func newHop(backend string, registry *prometheus.Registry) (*hop, error) {
 func (h *hop) Handle(ex *l7.Exchange) l7.Response {
 	p, ok := ex.Conn.User.(*passage)
 	if !ok {
-		return ex.Fail(&l7.Error{Reason: l7.Internal, Err: errors.New("a connection without a passage")})
+		if p, ok = h.spare.Get().(*passage); !ok {
+			p = &passage{hop: h, pooled: true}
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,36 +181,64 @@ func (h *hop) record(r *l7.Record) {
 	}
 	h.classes[class].Inc()
 	h.seconds.Observe(r.Duration.Seconds())
+	if p, ok := r.User.(*passage); ok && p.pooled {
+		h.spare.Put(p)
+	}
 }
 
-// serveHop serves the sockets that it was started with, 3 and for its metrics
-// 4, until it is killed.
-func serveHop(backend string) error {
-	l, err := net.FileListener(os.NewFile(3, "listener"))
-	if err != nil {
-		return fmt.Errorf("take the listening socket: %w", err)
+// serveHop serves the sockets that it was started with, 3 for HTTP/1.1, 4 for its
+// metrics and 5 for HTTP/2, until it is killed.
+func serveHop(backend, backend2 string) error {
+	var listeners [3]net.Listener
+	for i := range listeners {
+		var err error
+		if listeners[i], err = net.FileListener(os.NewFile(uintptr(3+i), "listener")); err != nil {
+			return fmt.Errorf("take the listening socket %d: %w", i, err)
+		}
 	}
-	metrics, err := net.FileListener(os.NewFile(4, "metrics"))
-	if err != nil {
-		return fmt.Errorf("take the socket for metrics: %w", err)
+	d := net.Dialer{Timeout: time.Second}
+	dial := func(address string) func(ctx context.Context) (net.Conn, error) {
+		return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 	}
 	registry := prometheus.NewRegistry()
-	h, err := newHop(backend, registry)
+	h, err := newHop(registry, func() l7.Upstream { return l7.NewPool(l7.PoolConfig{Dial: dial(backend)}) })
+	if err != nil {
+		return err
+	}
+	registry2 := prometheus.NewRegistry() // the same metrics again, which nobody asks for
+	h2, err := newHop(registry2, func() l7.Upstream { return http2.NewPool(http2.PoolConfig{Dial: dial(backend2)}) })
 	if err != nil {
 		return err
 	}
 	page := &http.Server{Handler: promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), ReadHeaderTimeout: 5 * time.Second}
-	go func() { _ = page.Serve(metrics) }() // for the life of the process
-	srv := l7.NewServer(l7.ServerConfig{Log: slog.New(slog.DiscardHandler), Handler: h, Sink: h.record})
+	go func() { _ = page.Serve(listeners[1]) }() // for the life of the process
+	config := l7.ServerConfig{Log: slog.New(slog.DiscardHandler), Handler: h2, Sink: h2.record}
+	srv2 := http2.NewServer(http2.ServerConfig{ServerConfig: config})
+	config.Handler, config.Sink = h, h.record
+	srv := l7.NewServer(config)
 	cert := l7.ForwardedClientCert(api(), web())
+	failed := make(chan error, 1)
+	go func() {
+		failed <- accept(listeners[2], func(nc net.Conn) {
+			_ = srv2.NewConn(nc, l7.ConnInfo{Source: web(), ForwardedClientCert: cert}).Serve(context.Background()) // a client that goes is no news here
+		})
+	}()
+	go func() {
+		failed <- accept(listeners[0], func(nc net.Conn) {
+			info := l7.ConnInfo{Source: web(), ForwardedClientCert: cert, User: &passage{hop: h}}
+			_ = srv.NewConn(nc, info).Serve(context.Background())
+		})
+	}()
+	return <-failed
+}
+
+// accept serves what connects, until that fails.
+func accept(l net.Listener, serve func(net.Conn)) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
 			return fmt.Errorf("accept: %w", err)
 		}
-		go func() {
-			info := l7.ConnInfo{Source: web(), ForwardedClientCert: cert, User: &passage{hop: h}}
-			_ = srv.NewConn(nc, info).Serve(context.Background()) // a client that goes is no news here
-		}()
+		go serve(nc)
 	}
 }

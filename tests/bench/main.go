@@ -36,8 +36,8 @@ func realMain() int {
 		err = load.Serve(os.NewFile(3, "http"), os.NewFile(4, "stream"), os.NewFile(5, "h2"))
 	case len(args) == 1 && args[0] == loadCommand:
 		err = carryOut()
-	case len(args) == 2 && args[0] == hopCommand:
-		err = serveHop(args[1])
+	case len(args) == 3 && args[0] == hopCommand:
+		err = serveHop(args[1], args[2])
 	case len(args) == 2 && args[0] == goHopCommand:
 		err = serveGoHop(args[1])
 	default:

@@ -77,6 +77,7 @@ type memory struct {
 type allocations struct {
 	Name     string  `json:"name"`
 	Role     string  `json:"role"`
+	HTTP2    bool    `json:"http2,omitempty"`
 	Requests int     `json:"requests"`
 	Count    float64 `json:"count"`
 	Scrape   float64 `json:"scrape"`
@@ -362,6 +363,9 @@ func (t trial) title() string {
 	} else {
 		name += ", saturation"
 	}
+	if t.Slow {
+		name += ", beside slow streams"
+	}
 	return name + ", " + string(t.Setting)
 }
 
@@ -466,7 +470,7 @@ func (r *report) memory() section {
 	}
 	for _, a := range r.Mallocs {
 		out.rows = append(out.rows, []string{
-			fmt.Sprintf("allocations per request over %d requests", a.Requests), a.Name, a.Role,
+			fmt.Sprintf("allocations per request over %d requests%s", a.Requests, map[bool]string{true: " over HTTP/2"}[a.HTTP2]), a.Name, a.Role,
 			fmt.Sprintf("%.3f, of these %.3f for reading the counter", a.Count/float64(a.Requests), a.Scrape/float64(a.Requests)),
 		})
 	}

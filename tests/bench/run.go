@@ -97,10 +97,14 @@ const mallocRequests = 100_000
 // connections are there.
 func (f *field) mallocs(ctx context.Context, r *report) error {
 	for _, l := range f.lanes {
-		if l.scenario != mutual || l.name != meshName && l.name != versusName {
+		if l.scenario != mutual && !l.scenario.http2() || l.name != meshName && l.name != versusName {
 			continue
 		}
-		job := f.options.job(trial{Setting: f.setting, Scenario: mutual, Load: saturation, Body: "100"}, l)
+		t := trial{Setting: f.setting, Scenario: l.scenario, Load: saturation, Body: "100"}
+		if l.scenario.http2() {
+			t.Call = load.CallGet
+		}
+		job := f.options.job(t, l)
 		job.Warmup, job.Window, job.Requests = 3*time.Second, 10*time.Minute, mallocRequests
 		job.Counter = "go_memstats_mallocs_total"
 		for _, p := range l.parts {
@@ -124,7 +128,7 @@ func (f *field) mallocs(ctx context.Context, r *report) error {
 		}
 		for i, p := range l.parts {
 			r.Mallocs = append(r.Mallocs, allocations{
-				Name: l.name, Role: p.role, Requests: out.Requests, Count: out.Counted[i], Scrape: scrape[i],
+				Name: l.name, Role: p.role, HTTP2: l.scenario.http2(), Requests: out.Requests, Count: out.Counted[i], Scrape: scrape[i],
 			})
 		}
 	}

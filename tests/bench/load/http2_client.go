@@ -20,6 +20,9 @@ const (
 	CallStreaming = "streaming"
 )
 
+// mostRefused is how many streams may be refused on a connection.
+const mostRefused = 100
+
 // h2conn is a connection of HTTP/2 of the client, with a place for each of the
 // streams that it keeps open.
 type h2conn struct {
@@ -30,6 +33,7 @@ type h2conn struct {
 	next    uint32 // stream
 	slow    map[uint32]bool
 	starved []int // places that wait for room
+	refused int   // streams, so far
 	dirty   bool  // something is queued
 }
 
@@ -249,10 +253,19 @@ func (h *h2conn) resize(room int64) error {
 	return nil
 }
 
-// gone implements linkOwner.
+// gone implements linkOwner. What a proxy refused was not begun (RFC 9113 section
+// 8.7): it is sent again, as every client does.
 func (h *h2conn) gone(stream uint32, code http2.ErrCode) error {
-	if _, ok := h.places[stream]; !ok && !h.slow[stream] {
+	i, ok := h.places[stream]
+	if !ok && !h.slow[stream] {
 		return nil // it was answered
+	}
+	if ok && code == http2.ErrCodeRefusedStream && h.refused < mostRefused {
+		h.refused++
+		delete(h.places, stream)
+		h.client.places[i] = place{}
+		h.client.conns[i].left = h.client.job.Length
+		return h.client.send2(i)
 	}
 	return fmt.Errorf("a stream was reset: %s", code)
 }
