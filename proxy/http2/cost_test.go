@@ -187,4 +187,3 @@ func BenchmarkServe(b *testing.B) {
 		}
 	}
 }
-
