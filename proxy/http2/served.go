@@ -439,7 +439,7 @@ func (x *served) recycle() {
 	x.head.clear()
 	x.client, x.failed, x.first, x.firstErr, x.peeked, x.peekErr, x.offer = nil, nil, nil, nil, nil, nil, offer{}
 	x.behind, x.hasFirst, x.hasPeek, x.blocking, x.reply, x.tunnel = nil, false, false, false, false, false
-	x.lingering, x.inUse, x.status = false, false, 0
+	x.lingering, x.inUse, x.atWork, x.status = false, false, false, 0
 	select {
 	case <-x.taken:
 	default:
