@@ -4,6 +4,7 @@ package skew_test
 
 import (
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -38,8 +39,10 @@ func TestUpgrade(t *testing.T) {
 			f.servers(newer)
 			f.agents(newer)
 			f.proxies(newer)
-			f.proxies(older)
+			f.handOver(newer)
 			f.agents(older)
+			f.handOver(newer)
+			f.proxies(older)
 			f.servers(older)
 		}
 		if sent := f.traffic.End(r.T); sent < 500 {
@@ -71,6 +74,17 @@ func (f *fleet) agents(programs string) {
 		<-m.Agent.Done()
 		m.Programs = programs
 		m.StartAgent()
+		<-time.After(1500 * time.Millisecond)
+	}
+}
+
+// handOver replaces the proxies, which are new enough, beside agents of either version. No request is to be repeated.
+func (f *fleet) handOver(programs string) {
+	f.Helper()
+	for _, m := range []*cluster.Member{f.mesh.Web, f.mesh.API} {
+		if r := m.Run(filepath.Join(programs, "mesh-proxy"), "--restart", "--state", m.Path("proxy")); r.Code != 0 {
+			f.Fatalf("hand over on %s: exit %d: %s", m.Name, r.Code, r.Stderr)
+		}
 		<-time.After(1500 * time.Millisecond)
 	}
 }
