@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"maps"
@@ -174,7 +175,7 @@ func (c *conn) run() error {
 func (c *conn) blame(e *ConnError) {
 	n := &c.count.Violations
 	switch e.Err {
-	case ErrResets:
+	case ErrResets: //nolint:errorlint // each is set as it is
 		n = &c.count.Resets
 	case ErrControl:
 		n = &c.count.Control
@@ -321,10 +322,8 @@ func unexpected(err error) error {
 
 // ping asks the peer to answer data. c.mu must be held.
 func (c *conn) ping(data uint64) {
-	b := [8]byte{
-		byte(data >> 56), byte(data >> 48), byte(data >> 40), byte(data >> 32),
-		byte(data >> 24), byte(data >> 16), byte(data >> 8), byte(data),
-	}
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], data)
 	c.control = appendPing(c.control, false, b[:])
 	c.ring()
 }

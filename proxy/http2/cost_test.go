@@ -88,7 +88,7 @@ func (b *burst) round(n int) error {
 		return nil
 	}
 	b.out = append(b.out[:0], 0, 0, 4, byte(xhttp2.FrameWindowUpdate), 0, 0, 0, 0, 0)
-	_, err := b.nc.Write(binary.BigEndian.AppendUint32(b.out, uint32(credit))) //nolint:gosec // a few bytes
+	_, err := b.nc.Write(binary.BigEndian.AppendUint32(b.out, uint32(credit)))
 	return err
 }
 

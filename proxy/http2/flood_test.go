@@ -265,10 +265,15 @@ func wantErr(got, want error) string {
 // exchange only.
 func TestSilence(t *testing.T) {
 	t.Parallel()
-	s := serve(t, handler(echo), func(c *http2.ServerConfig) {
-		c.StreamIdle, c.BodyGrace = 50*time.Millisecond, 50*time.Millisecond
-	})
+	served := func(t *testing.T) *serving {
+		t.Helper()
+		return serve(t, handler(echo), func(c *http2.ServerConfig) {
+			c.StreamIdle, c.BodyGrace = 50*time.Millisecond, 50*time.Millisecond
+		})
+	}
 	t.Run("stream idle", func(t *testing.T) {
+		t.Parallel()
+		s := served(t)
 		r := dialRaw(t, s.addr)
 		r.request(1, false, "POST", "/")
 		if got := r.outcome(1); got.reset != xhttp2.ErrCodeCancel || got.status != "200" {
@@ -279,6 +284,8 @@ func TestSilence(t *testing.T) {
 		}
 	})
 	t.Run("slower than a body may be", func(t *testing.T) {
+		t.Parallel()
+		s := served(t)
 		r := dialRaw(t, s.addr)
 		r.request(1, false, "POST", "/", "content-length: 100000")
 		r.data(1, false, "a")
@@ -290,6 +297,8 @@ func TestSilence(t *testing.T) {
 		}
 	})
 	t.Run("no window", func(t *testing.T) {
+		t.Parallel()
+		s := served(t)
 		r := dialRaw(t, s.addr, xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 0})
 		r.request(1, false, "POST", "/")
 		r.data(1, true, "abc")

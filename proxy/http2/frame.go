@@ -66,6 +66,7 @@ func parseHeader(b []byte) frameHeader {
 }
 
 func appendHeader(dst []byte, length int, kind, flags byte, stream uint32) []byte {
+	//nolint:gosec // the bytes of numbers
 	return append(dst, byte(length>>16), byte(length>>8), byte(length), kind, flags,
 		byte(stream>>24), byte(stream>>16), byte(stream>>8), byte(stream))
 }

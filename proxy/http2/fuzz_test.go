@@ -1,6 +1,7 @@
 package http2_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -47,13 +48,25 @@ func FuzzServe(f *testing.F) {
 			return echoHead(ex)
 		})
 		client, server := net.Pipe()
-		done := make(chan error, 1)
+		done, read := make(chan error, 1), make(chan error, 1)
 		go func() { done <- http2.NewServer(cfg).NewConn(server, l7.ConnInfo{Authority: "a"}).Serve(t.Context()) }()
-		go func() { _, _ = io.Copy(io.Discard, client) }()
-		_ = client.SetDeadline(time.Now().Add(10 * time.Second))
+		go func() {
+			_, err := io.Copy(io.Discard, client)
+			read <- err
+		}()
+		if err := client.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
 		_, _ = io.WriteString(client, xhttp2.ClientPreface)
-		_, _ = client.Write(b)
-		_ = client.Close()
+		if _, err := client.Write(b); err != nil {
+			t.Logf("the connection ended before: %v", err)
+		}
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-read; err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			t.Error(err)
+		}
 		select {
 		case <-done:
 		case <-time.After(10 * time.Second):

@@ -77,12 +77,12 @@ func TestDrainOfIdle(t *testing.T) {
 	t.Parallel()
 	s := serve(t, handler(echoHead), nil)
 	c := client(t)
-	fetch(t, c, newRequestTo(t, "GET", "http://"+s.addr+"/", nil))
+	fetch(t, c, newRequestTo(t, "GET", "http://"+s.addr+"/", nil)) //nolint:bodyclose // fetch did
 	s.conn().Drain()
 	if err := s.end(t); err != nil {
 		t.Errorf("Serve returned %v", err)
 	}
-	if resp, _ := fetch(t, c, newRequestTo(t, "GET", "http://"+s.addr+"/", nil)); resp.StatusCode != 200 {
+	if resp, _ := fetch(t, c, newRequestTo(t, "GET", "http://"+s.addr+"/", nil)); resp.StatusCode != 200 { //nolint:bodyclose // fetch did
 		t.Errorf("the next request got %d", resp.StatusCode)
 	}
 }

@@ -3,7 +3,6 @@ package http2_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	xhttp2 "golang.org/x/net/http2"
 
 	"github.com/meshd/meshd/proxy/http1"
 	"github.com/meshd/meshd/proxy/http2"
@@ -142,16 +140,11 @@ func (s *serving) end(tb testing.TB) error {
 	}
 }
 
-// client returns a client of golang.org/x/net that knows the server speaks HTTP/2.
+// client returns net/http's client, which knows that the server speaks HTTP/2.
 func client(tb testing.TB) *http.Client {
 	tb.Helper()
-	tr := &xhttp2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, network, addr)
-		},
-	}
+	tr := &http.Transport{Protocols: &http.Protocols{}}
+	tr.Protocols.SetUnencryptedHTTP2(true)
 	tb.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
 }
@@ -268,7 +261,7 @@ func newRequestTo(tb testing.TB, method, url string, body io.Reader) *http.Reque
 func TestServesActive(t *testing.T) {
 	t.Parallel()
 	s := serve(t, handler(func(*l7.Exchange) l7.Response { return text("hello") }), nil)
-	resp, body := fetch(t, client(t), newRequestTo(t, "GET", "http://"+s.addr+"/a/../b?x", nil))
+	resp, body := fetch(t, client(t), newRequestTo(t, "GET", "http://"+s.addr+"/a/../b?x", nil)) //nolint:bodyclose // fetch did
 	if resp.StatusCode != 200 || body != "hello" || resp.ContentLength != 5 {
 		t.Errorf("got %d %q %d", resp.StatusCode, body, resp.ContentLength)
 	}
@@ -299,7 +292,7 @@ func TestServesOverHTTP1(t *testing.T) {
 		req := newRequestTo(t, "POST", "http://"+s.addr+"/p", in)
 		req.Host = "App.Example"
 		req.Header.Set("Cookie", "a=1; b=2; c=3")
-		resp, body := fetch(t, c, req)
+		resp, body := fetch(t, c, req) //nolint:bodyclose // fetch did
 		if want := "POST /p app.example a=1; b=2; c=3 " + payload; body != want {
 			t.Errorf("size %d: got %d bytes, want %d: %.80q", size, len(body), len(want), body)
 		}
@@ -328,7 +321,7 @@ func TestEchoes(t *testing.T) {
 			req := newRequestTo(t, "POST", "http://"+s.addr+"/", strings.NewReader(payload))
 			req.Trailer = http.Header{"X-T": {"v"}}
 			req.ContentLength = -1
-			resp, body := fetch(t, c, req)
+			resp, body := fetch(t, c, req) //nolint:bodyclose // fetch did
 			if body != payload {
 				t.Errorf("%d: got %d bytes, want %d", i, len(body), len(payload))
 			}

@@ -83,7 +83,6 @@ func (c *conn) setWindow(v int64) error {
 type floods struct {
 	since  int64
 	resets int
-	spent  int64 // when spare was filled up
 }
 
 // look lets old sins go, and ends what was begun and not finished.

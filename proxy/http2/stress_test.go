@@ -86,7 +86,7 @@ func TestManyAtOnce(t *testing.T) {
 			const workers, each = 24, 60
 			for worker := range workers {
 				wg.Go(func() {
-					rnd := rand.New(rand.NewPCG(1, uint64(worker))) //nolint:gosec // a test's choice
+					rnd := rand.New(rand.NewPCG(1, uint64(worker)))
 					for i := range each {
 						if problem := one(t.Context(), c, near.addr, rnd); problem != "" {
 							t.Errorf("worker %d, request %d: %s", worker, i, problem)
