@@ -82,7 +82,12 @@ func (d *Decoder) End() (arena []byte, err error) {
 	over := d.over
 	d.over = true
 	for d.err == nil && len(d.block) > 0 {
-		d.step(nil)
+		if d.started {
+			d.skipIndexed()
+		}
+		if len(d.block) > 0 {
+			d.step(nil)
+		}
 	}
 	arena = d.arena
 	d.block, d.arena = nil, nil
@@ -90,6 +95,17 @@ func (d *Decoder) End() (arena []byte, err error) {
 		return arena, ErrListTooLarge
 	}
 	return arena, d.err
+}
+
+// skipIndexed passes over indexed fields of one byte: a block may be nothing else,
+// each of which stands for much, and must not cost more than its bytes.
+func (d *Decoder) skipIndexed() {
+	last := 0x80 + byte(min(staticLen+d.table.len(), 0x7e))
+	i := 0
+	for i < len(d.block) && 0x80 < d.block[i] && d.block[i] <= last {
+		i++
+	}
+	d.block = d.block[i:]
 }
 
 // step decodes one instruction, and reports whether it gave a field. While

@@ -364,8 +364,8 @@ func (f *forward) leave(uc *upstreamConn) {
 // put gives f back to the pool.
 func (f *forward) put() {
 	f.body.release()
-	clear(f.head.Fields[:cap(f.head.Fields)])
-	clear(f.trail.Fields[:cap(f.trail.Fields)])
+	f.head.clear()
+	f.trail.clear()
 	f.interim = nil
 	select {
 	case <-f.rang:

@@ -44,6 +44,14 @@ type responseHead struct {
 	accept [28]byte // sec-websocket-accept
 }
 
+// clear drops references, and memory that a large head took.
+func (h *responseHead) clear() {
+	if cap(h.arena) > keepArena {
+		h.arena = nil
+	}
+	clear(h.Fields[:cap(h.Fields)])
+}
+
 // read decodes one header block (RFC 9113 sections 8.2 and 8.3.2). The second
 // error is the connection's; the first concerns the response alone.
 func (h *responseHead) read(d *hpack.Decoder, block []byte, limits hpack.Limits, trailers bool) (refused *l7.Error, err error) {
