@@ -68,7 +68,8 @@ func FuzzServe(f *testing.F) {
 			t.Error(err)
 		}
 		select {
-		case <-done:
+		case err := <-done:
+			t.Logf("it ended: %v", err)
 		case <-time.After(10 * time.Second):
 			t.Fatal("the connection did not end with its client")
 		}

@@ -302,7 +302,7 @@ func TestRules(t *testing.T) {
 			r.head(1, true, ":path: /")
 		}, reset: protocol},
 		"data behind the end": {send: func(r *raw) {
-			r.request(1, false, "POST", "/")
+			r.request(1, false, "POST", "/hang")
 			r.data(1, true, "a")
 			r.data(1, true, "a")
 		}, reset: closed},
