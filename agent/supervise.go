@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -93,6 +95,10 @@ func runProxy(ctx context.Context, binary string, cfg Proxy, level slog.Level) e
 	args := []string{"--feed", cfg.Socket, "--id", cfg.ID, "--state", cfg.StateDir, "--metrics", cfg.Metrics, "--drain-timeout", superviseDrain.String(), "--log-level", level.String()}
 	cmd := exec.CommandContext(ctx, binary, args...) //nolint:gosec // the operator's own program
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	// The service manager watches the agent; what it is told of another process is not for it.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "NOTIFY_SOCKET=") || strings.HasPrefix(v, "WATCHDOG_")
+	})
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = superviseDrain + 2*time.Second

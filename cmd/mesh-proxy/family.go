@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -59,7 +61,7 @@ const (
 // replaced it.
 func newFamily(heir bool, args []string, env func(string) string) (*family, error) {
 	f := &family{
-		systemd: env("NOTIFY_SOCKET") != "", pids: map[int]bool{}, codes: map[int]int{}, living: true,
+		systemd: managed(heir, env), pids: map[int]bool{}, codes: map[int]int{}, living: true,
 		started: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 	path, err := exec.LookPath(args[0])
@@ -87,6 +89,31 @@ func newFamily(heir bool, args []string, env func(string) string) (*family, erro
 	return f, nil
 }
 
+// The environment of a process that systemd starts: where to notify it, how often, and who is meant (since version 248).
+const (
+	notifyVariable   = "NOTIFY_SOCKET"
+	watchdogVariable = "WATCHDOG_"
+	execPIDVariable  = "SYSTEMD_EXEC_PID"
+)
+
+// managed reports whether systemd watches this process, rather than one that started it. The first process in a container is
+// nobody's sibling.
+func managed(heir bool, env func(string) string) bool {
+	self := strconv.Itoa(os.Getpid())
+	meant := env(execPIDVariable)
+	return env(notifyVariable) != "" && (heir || self != "1" && (meant == "" || meant == self))
+}
+
+// environment is that of successors.
+func (f *family) environment() []string {
+	if f.systemd {
+		return os.Environ()
+	}
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, notifyVariable+"=") || strings.HasPrefix(v, watchdogVariable)
+	})
+}
+
 // inherit returns a unix socket that this process was started with.
 func inherit(fd uintptr) (*net.UnixConn, error) {
 	file := os.NewFile(fd, "inherited")
@@ -109,7 +136,7 @@ func inherit(fd uintptr) (*net.UnixConn, error) {
 // start starts the program anew, with one end of a link.
 func (f *family) start(link *os.File) (heir *os.Process, err error) {
 	var pid int
-	attr := &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{}}
+	attr := &syscall.ProcAttr{Env: f.environment(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{}}
 	if f.systemd || f.child {
 		attr.Sys.Cloneflags = unix.CLONE_PARENT
 	}

@@ -261,6 +261,7 @@ func TestHotRestartUnderSystemd(t *testing.T) {
 	w := newWorld(t, echoApp(t))
 	path, told := manager(t)
 	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("SYSTEMD_EXEC_PID", "")
 	srv, _ := w.agent()
 	first := w.proxy()
 	w.ready(srv)
@@ -286,6 +287,30 @@ func TestHotRestartUnderSystemd(t *testing.T) {
 	}
 	if want := []string{"READY=1", "MAINPID=" + strconv.Itoa(pid), "MAINPID=" + strconv.Itoa(next), "STOPPING=1"}; !slices.Equal(told(), want) {
 		t.Errorf("the manager was told %q, want %q", told(), want)
+	}
+}
+
+// TestHotRestartBelowAService: what systemd has told somebody else is not meant for mesh-proxy, nor for its successors.
+func TestHotRestartBelowAService(t *testing.T) {
+	w := newWorld(t, echoApp(t))
+	path, told := manager(t)
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("SYSTEMD_EXEC_PID", "1")
+	srv, _ := w.agent()
+	first := w.proxy()
+	w.ready(srv)
+	w.settled(srv, w.mustRestart())
+	pid := w.mustRestart()
+	w.settled(srv, pid)
+	must(t, first.Process.Signal(syscall.SIGTERM))
+	if err := first.Wait(); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d is left: %v", pid, err)
+	}
+	if slices.ContainsFunc(told(), func(s string) bool { return strings.HasPrefix(s, "MAINPID=") }) {
+		t.Errorf("the manager was told %q", told())
 	}
 }
 

@@ -67,7 +67,9 @@ func (p *process) replaceNow() (pid int, err error) {
 	case <-p.stop: // all of it is to end
 		_ = heir.Signal(syscall.SIGTERM) // it is gone otherwise
 	default:
-		p.tell(mainPID(heir.Pid))
+		if p.family.systemd {
+			p.tell(mainPID(heir.Pid))
+		}
 		p.client.Report(p.draining(p.cfg.handover)) // before the answer to who asked for it
 		p.replaced <- link
 	}

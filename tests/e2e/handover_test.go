@@ -284,7 +284,7 @@ func (l *mixed) talk(address, upgrade string, n int, pause time.Duration) error 
 		if _, err := io.WriteString(c, upgrade); err != nil {
 			return err
 		}
-		resp, err := http.ReadResponse(in, nil)
+		resp, err := http.ReadResponse(in, nil) //nolint:bodyclose // the answer to an upgrade has none
 		if err != nil {
 			return err
 		}
