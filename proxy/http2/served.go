@@ -399,27 +399,32 @@ func (x *served) over() {
 	c.mu.Lock()
 	atWork := x.atWork
 	x.lingering = atWork
+	killed, got := x.killedBy, x.got
 	c.mu.Unlock()
 	if atWork {
 		x.token()
 		return
 	}
-	x.finish()
+	x.conclude(killed, got)
 }
 
-// finish closes the response, tells of the exchange, and takes the stream off
-// its connection.
+// finish is conclude for a worker.
 func (x *served) finish() {
-	c := x.client
-	c.conn.mu.Lock()
-	killed, dead := x.killedBy, x.dead
-	got := x.got
-	c.conn.mu.Unlock()
+	c := &x.client.conn
+	c.mu.Lock()
+	killed, got := x.killedBy, x.got
+	c.mu.Unlock()
+	x.conclude(killed, got)
+}
+
+// conclude closes the response, tells of the exchange, and takes the stream off its
+// connection. killed is why it ended early, got how many bytes came.
+func (x *served) conclude(killed *l7.Error, got int64) {
 	x.mu.Lock()
 	resp := x.resp
 	x.resp, x.at = nil, nil
 	x.mu.Unlock()
-	if x.failed == nil && dead && killed != nil {
+	if x.failed == nil {
 		x.failed = killed
 	}
 	if x.failed != nil {
@@ -427,7 +432,7 @@ func (x *served) finish() {
 	}
 	resp.Close()
 	x.ex.Tell(&x.srv.cfg.ServerConfig, &l7.Outcome{Status: x.status, RequestBytes: got, ResponseBytes: x.sent, Failed: x.failed})
-	c.conn.detach(&x.stream)
+	x.client.conn.detach(&x.stream)
 }
 
 // recycle implements owner.

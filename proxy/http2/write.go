@@ -193,17 +193,21 @@ func (c *conn) breakOff(s *stream, err error) {
 
 // sendBody sends data, up to a full frame, and the end.
 func (c *conn) sendBody(s *stream) {
-	frame := -1 // where the last frame of data begins
-	for budget := maxFrame; ; {
-		allowed := c.allowed(s)
+	frame, spent := -1, 0 // where the last frame of data begins; bytes of this turn
+	c.mu.Lock()
+	window := int(max(min(s.sendWindow, c.sendWindow, maxFrame), 0)) // only the writer takes of it
+	c.mu.Unlock()
+	for {
 		if len(s.held) == 0 && !s.heldEnd {
-			view, err := s.owner.next(max(allowed, leastPull))
+			view, err := s.owner.next(max(window-spent, leastPull))
 			switch {
 			case err == io.EOF: //nolint:errorlint // as it is, by contract
 				s.held, s.heldEnd = view, true
 			case err == l7.ErrPending: //nolint:errorlint // as it is, by contract
+				c.spendWindow(s, spent)
 				return
 			case err != nil:
+				c.spendWindow(s, spent)
 				c.breakOff(s, err)
 				return
 			default:
@@ -211,23 +215,21 @@ func (c *conn) sendBody(s *stream) {
 			}
 		}
 		if len(s.held) == 0 && s.heldEnd {
+			c.spendWindow(s, spent)
 			c.sendEnd(s, frame)
 			return
 		}
-		n := min(len(s.held), allowed, budget, len(c.out.b)-len(c.writing)-headerSize)
+		n := min(len(s.held), window-spent, len(c.out.b)-len(c.writing)-headerSize)
 		if n <= 0 {
-			if allowed <= 0 {
-				c.starve(s)
-			} else {
-				c.again(s)
-			}
+			c.spendWindow(s, spent)
+			c.again(s)
 			return
 		}
 		frame = len(c.writing)
 		c.writing = append(appendHeader(c.writing, n, frameData, 0, s.id), s.held[:n]...)
 		s.held = s.held[n:]
-		c.spendWindow(s, n)
-		budget -= n
+		s.sent += int64(n)
+		spent += n
 	}
 }
 
@@ -252,15 +254,11 @@ func (c *conn) sendEnd(s *stream, frame int) {
 	c.finish(s)
 }
 
-// allowed is how much data the windows let s send now, in one frame.
-func (c *conn) allowed(s *stream) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return int(max(min(s.sendWindow, c.sendWindow, maxFrame), 0))
-}
-
+// spendWindow takes what was sent off the windows.
 func (c *conn) spendWindow(s *stream, n int) {
-	s.sent += int64(n)
+	if n == 0 {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.sendWindow -= int64(n)
@@ -268,8 +266,9 @@ func (c *conn) spendWindow(s *stream, n int) {
 	c.spare = min(c.spare+sparePerData, 4*c.limits.Control)
 }
 
-// starve makes s wait for a window.
-func (c *conn) starve(s *stream) {
+// again puts s, which has bytes, at the end of the list, or makes it wait for a
+// window.
+func (c *conn) again(s *stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if min(s.sendWindow, c.sendWindow) > 0 {
@@ -277,13 +276,6 @@ func (c *conn) starve(s *stream) {
 		return
 	}
 	s.starved = true
-}
-
-// again puts s at the end of the list.
-func (c *conn) again(s *stream) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.enqueue(s)
 }
 
 // beginHead begins a header block in the write buffer: the caller appends to
