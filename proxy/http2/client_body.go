@@ -25,6 +25,7 @@ type forwardBody struct {
 	kept   []byte  // from the beginning, while it is short
 	copied *chunk  // a part of what is too long to be kept
 	whole  bool    // src has ended
+	asked  bool    // src was pulled: before that, another upstream may have all of it
 	long   bool    // kept is not all that was pulled
 	at     int     // what of kept was returned on this attempt
 }
@@ -65,6 +66,7 @@ func (b *forwardBody) next(limit int, w l7.Waker) ([]byte, error) {
 }
 
 func (b *forwardBody) pull(limit int, w l7.Waker) ([]byte, error) {
+	b.asked = true
 	if !b.src.Blocking() {
 		return b.src.Next(limit, w)
 	}
@@ -87,13 +89,13 @@ func (b *forwardBody) trailers() http1.Fields {
 	return out
 }
 
-// stop tells the source that no more is wanted, unless it has ended, and waits until nobody pulls it.
+// stop tells the source that no more is wanted, unless it has ended or nobody began to pull it, and waits until nobody pulls it.
 func (b *forwardBody) stop(r l7.Reason) {
 	switch {
 	case b.pump != nil:
 		b.pump.close(r)
 		b.pump = nil
-	case b.src != nil && !b.whole:
+	case b.src != nil && !b.whole && b.asked:
 		b.src.Cancel(r)
 	}
 	b.src = nil
