@@ -15,7 +15,7 @@ import (
 // TestTCPPeers: PostgreSQL, Redis and WebSocket, each with its own clients.
 func TestTCPPeers(t *testing.T) { //nolint:tparallel // the peers share two hosts
 	t.Parallel()
-	m := newReal(t, offer{name: "postgres", protocol: "tcp", port: 5432, local: 9501}, offer{name: "redis", protocol: "tcp", port: 6379, local: 9502},
+	m := newReal(t, offer{name: "postgres", protocol: "auto", port: 5432, local: 9501}, offer{name: "redis", protocol: "tcp", port: 6379, local: 9502},
 		offer{name: "websocket", protocol: "http", port: 8501, local: 9503}, offer{name: "upgrade", protocol: "http", port: 8502, local: 9504})
 	t.Run("PostgreSQL", m.postgres)
 	t.Run("Redis", m.redis)

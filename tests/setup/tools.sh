@@ -34,6 +34,7 @@ test  redis-server       redis-server
 test  redis-cli          redis-tools
 test  python3:websockets python3-websockets
 test  systemd-analyze    systemd
+test  nats-server        nats-server
 test  nghttpx  nghttp2-proxy
 test  nghttpd  nghttp2-server
 test  h2load   nghttp2-client
@@ -157,6 +158,7 @@ main() {
 		case $package in
 		nginx-light) services+=(nginx) ;;
 		haproxy) services+=(haproxy) ;;
+		nats-server) services+=(nats-server) ;;
 		nghttp2-proxy) services+=(nghttpx) ;;
 		prometheus) services+=(prometheus prometheus-node-exporter) ;;
 		postgresql) services+=(postgresql) ;;
