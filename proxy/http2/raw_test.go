@@ -312,7 +312,7 @@ func TestRules(t *testing.T) {
 			r.check(r.WriteDataPadded(1, true, []byte("c"), nil))
 		}, status: "200", body: "abc"},
 		"an even stream":       {send: func(r *raw) { r.request(2, true, "GET", "/") }, goAway: protocol},
-		"no preface":           {send: func(r *raw) { r.request(1, true, "GET", "/"); r.bytes(xhttp2.ClientPreface) }, goAway: xhttp2.ErrCodeFrameSize},
+		"a second preface":     {send: func(r *raw) { r.bytes(xhttp2.ClientPreface) }, goAway: xhttp2.ErrCodeFrameSize},
 		"a long frame":         {send: func(r *raw) { r.check(r.WriteRawFrame(xhttp2.FramePing, 0, 0, make([]byte, 16<<10+1))) }, goAway: xhttp2.ErrCodeFrameSize},
 		"a broken block":       {send: func(r *raw) { r.check(r.WriteRawFrame(xhttp2.FrameHeaders, 5, 1, []byte{0x80})) }, goAway: xhttp2.ErrCodeCompression},
 		"a push":               {send: func(r *raw) { r.check(r.WriteRawFrame(xhttp2.FramePushPromise, 4, 1, make([]byte, 8))) }, goAway: protocol},

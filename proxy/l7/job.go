@@ -225,7 +225,12 @@ func (j *job) final(head *ResponseHead, resp Response) *Error {
 		j.close = true // whether its body comes, nobody knows
 	}
 	j.close = j.close || !j.parser.KeepAlive || j.conn.leaving()
+	_, announced := head.Fields.Known(http1.Trailer)
 	switch {
+	case announced && !head.NoBody && !resp.Blocking() && j.parser.Minor > 0:
+		// Over HTTP/2 trailers may follow a body of declared length.
+		w.chunked = true
+		out = append(out, http1.LineChunked...)
 	case head.Length >= 0 && (!head.NoBody || !http1.NoBodyStatus(head.Status) || head.Status == 304):
 		out = http1.AppendLength(out, head.Length)
 	case head.NoBody:

@@ -71,7 +71,8 @@ func (r *reply) fail(ex *Exchange, err *Error) Response {
 		{Name: nameContentType, Value: plainText, ID: http1.ContentType},
 		{Name: nameError, Value: []byte(err.Reason.String()), ID: http1.MeshHeader},
 		{Name: nameErrorID, Value: r.id[:], ID: http1.MeshHeader},
-		{}, {},
+		{},
+		{},
 	}
 	r.head = ResponseHead{
 		Status: status,
