@@ -133,6 +133,11 @@ func (p *Pool) CloseIdle() {
 // taken: so the last ones become idle, and many streams share a write.
 func (p *Pool) assign(f *forward) {
 	p.mu.Lock()
+	if len(p.waiting) >= p.cfg.MaxWaiting {
+		p.mu.Unlock()
+		f.fail(errWaiting)
+		return
+	}
 	if len(p.waiting) == 0 {
 		if uc := p.room(); uc != nil {
 			over := !p.give(f, uc)
@@ -143,15 +148,11 @@ func (p *Pool) assign(f *forward) {
 			return
 		}
 	}
-	if len(p.waiting) >= p.cfg.MaxWaiting {
-		p.mu.Unlock()
-		f.fail(errWaiting)
-		return
-	}
 	f.queuedAt = l7.Instant()
 	p.waiting = append(p.waiting, f)
-	p.more()
+	over := p.handLocked()
 	p.mu.Unlock()
+	finish(over)
 }
 
 // room returns a connection that may have another exchange, or nil.
@@ -180,8 +181,15 @@ func (p *Pool) give(f *forward, uc *upstreamConn) bool {
 
 // hand gives streams to who waits for one.
 func (p *Pool) hand() {
-	var over []*forward
 	p.mu.Lock()
+	over := p.handLocked()
+	p.mu.Unlock()
+	finish(over)
+}
+
+// handLocked is hand with the lock held. It returns those who wait no more, as
+// they are over, for finish.
+func (p *Pool) handLocked() (over []*forward) {
 	for len(p.waiting) > 0 {
 		uc := p.room()
 		if uc == nil {
@@ -195,7 +203,10 @@ func (p *Pool) hand() {
 		}
 	}
 	p.more()
-	p.mu.Unlock()
+	return over
+}
+
+func finish(over []*forward) {
 	for _, f := range over {
 		f.fail(errClosed)
 	}
@@ -261,8 +272,9 @@ func (p *Pool) dial() {
 	p.mu.Lock()
 	p.dialing = false
 	p.conns = append(p.conns, uc)
+	over := p.handLocked()
 	p.mu.Unlock()
-	p.hand()
+	finish(over)
 	uc.serve()
 }
 
@@ -288,11 +300,9 @@ func (p *Pool) release(uc *upstreamConn) {
 			uc.link.hurry()
 		}
 	}
-	waits := len(p.waiting) > 0
+	over := p.handLocked()
 	p.mu.Unlock()
-	if waits {
-		p.hand()
-	}
+	finish(over)
 }
 
 // remove sees to it that uc gets no more exchanges.
@@ -302,8 +312,9 @@ func (p *Pool) remove(uc *upstreamConn) {
 	if uc.active == 0 {
 		uc.link.hurry()
 	}
+	over := p.handLocked()
 	p.mu.Unlock()
-	p.hand()
+	finish(over)
 }
 
 func (p *Pool) removeLocked(uc *upstreamConn) {
