@@ -61,6 +61,7 @@ type conn struct {
 	frame   dataFrame
 	block   headBlock
 	greeted bool // the peer's first SETTINGS came
+	acked   bool // it has taken ours
 	prefix  int  // bytes of the preface that came
 	began   int64
 	looked  int64
@@ -185,8 +186,6 @@ func (c *conn) blame(e *ConnError) {
 		n = &c.count.Answers
 	case ErrHeadTimeout:
 		n = &c.count.HeadTimeouts
-	case ErrStalled:
-		n = &c.count.Stalled
 	default:
 	}
 	n.Add(1)

@@ -76,15 +76,15 @@ type ResetError struct{ Code ErrCode }
 // Error describes it.
 func (e *ResetError) Error() string { return "the peer reset the stream: " + e.Code.String() }
 
-// The limits that end a connection with ENHANCE_YOUR_CALM or by time. Each has a
-// counter in [Counters].
+// The limits that end a connection, with ENHANCE_YOUR_CALM or by time, and
+// ErrStalled, which ends an exchange. Each has a counter in [Counters].
 var (
 	ErrResets        = errors.New("too many streams were reset")
 	ErrControl       = errors.New("too many frames that bring nothing")
 	ErrContinuations = errors.New("too many CONTINUATION frames")
 	ErrAnswers       = errors.New("the peer asks without reading the answers")
 	ErrHeadTimeout   = errors.New("a header block or the first SETTINGS took too long")
-	ErrStalled       = errors.New("the peer stopped reading")
+	ErrStalled       = errors.New("the peer opens no window for what it asked for")
 )
 
 // What the peer did against RFC 9113. They are values: refusing allocates little.

@@ -59,6 +59,9 @@ func TestFloods(t *testing.T) { //nolint:paralleltest // memory is measured
 			r.head(id, true, ":method: GET")
 		}), http2.ErrResets, func(c *http2.Counters) uint64 { return c.Resets.Load() }},
 		"too many streams": {newStreams(func(r *raw, id uint32) {
+			if id == 1 {
+				r.check(r.WriteSettingsAck())
+			}
 			r.request(id, true, "GET", "/hang")
 		}), http2.ErrResets, func(c *http2.Counters) uint64 { return c.Resets.Load() }},
 		"CONTINUATION": {func(r *raw) {
@@ -179,6 +182,28 @@ func TestStreamsAreLimited(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	if n := s.count.Refused.Load(); n != 1 {
+		t.Errorf("the counter says %d", n)
+	}
+}
+
+// Who does not know our settings yet may send too much once.
+func TestStreamsBeforeSettings(t *testing.T) {
+	t.Parallel()
+	s := serve(t, handler(echoHead), nil)
+	r := dialRaw(t, s.addr)
+	const last = 2*400 - 1 // it has not read ours
+	for id := uint32(1); id < last; id += 2 {
+		r.request(id, true, "GET", "/hang")
+	}
+	r.check(r.WriteRSTStream(1, xhttp2.ErrCodeCancel))
+	if rec := s.recs.next(t); rec.Reason != l7.ClientGone {
+		t.Errorf("record %+v", rec)
+	}
+	r.request(last, true, "GET", "/")
+	if got := r.outcome(last); got.status != "200" {
+		t.Errorf("got %+v", got)
+	}
+	if n := s.count.Refused.Load(); n != 299 {
 		t.Errorf("the counter says %d", n)
 	}
 }
@@ -311,6 +336,9 @@ func TestSilence(t *testing.T) {
 		}
 		if rec := s.recs.next(t); rec.Reason != l7.ClientGone || !errors.Is(rec.Err, http2.ErrStalled) {
 			t.Errorf("record %+v", rec)
+		}
+		if n := s.count.Stalled.Load(); n != 1 {
+			t.Errorf("the counter says %d", n)
 		}
 	})
 }

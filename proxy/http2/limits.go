@@ -68,9 +68,9 @@ type Counters struct {
 	Continuations atomic.Uint64 // by [ErrContinuations]
 	Answers       atomic.Uint64 // by [ErrAnswers]
 	HeadTimeouts  atomic.Uint64 // by [ErrHeadTimeout]
-	Stalled       atomic.Uint64 // by [ErrStalled]
+	Stalled       atomic.Uint64 // exchanges ended by [ErrStalled]
 	HeadTooLarge  atomic.Uint64 // requests or responses whose head was larger than the limit
 	Malformed     atomic.Uint64 // streams that were reset because of what came on them
 	Violations    atomic.Uint64 // connections ended because of what came on them, those above not included
-	Idle          atomic.Uint64 // exchanges that were silent for too long
+	Idle          atomic.Uint64 // exchanges whose request did not come in time
 }

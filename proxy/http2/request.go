@@ -332,6 +332,9 @@ func (c *Conn) head(id uint32, s *stream, block []byte, end bool) error {
 			return c.refuse(id, ProtocolError)
 		}
 		c.count.Refused.Add(1)
+		if !c.acked {
+			return c.decline(id, RefusedStream)
+		}
 		return c.refuse(id, RefusedStream)
 	}
 	c.exchange(x, id, &h, host, end)

@@ -184,7 +184,6 @@ func (c *Conn) tick(now int64) (int64, error) {
 	}
 	c.mu.Unlock()
 	for _, o := range late {
-		c.count.Idle.Add(1)
 		o.end(c)
 	}
 	switch idle := int64(cfg.IdleTimeout); {
@@ -252,10 +251,12 @@ func (s *stream) slow(now int64, grace time.Duration) bool {
 // end ends it. A request that does not come is answered, while that is possible.
 func (o *overdue) end(c *Conn) {
 	if o.reason == l7.ClientGone {
+		c.count.Stalled.Add(1)
 		code := Cancelled
 		c.kill(&o.x.stream, o.id, &l7.Error{Reason: o.reason, Err: ErrStalled}, &code)
 		return
 	}
+	c.count.Idle.Add(1)
 	c.conn.mu.Lock()
 	s := c.streams[o.id]
 	var w l7.Waker

@@ -14,6 +14,7 @@ func (c *conn) takeSettings(h frameHeader, p []byte) error {
 	case h.flags&flagAck != 0 && len(p) != 0, len(p)%settingSize != 0:
 		return violation(FrameSizeError, errFrameSize)
 	case h.flags&flagAck != 0:
+		c.acked = true
 		return c.spend()
 	}
 	c.greeted = true
@@ -141,15 +142,19 @@ func (c *conn) answered(n int) error {
 // refuse resets a stream that is not known (any more), because of what came on
 // it.
 func (c *conn) refuse(id uint32, code ErrCode) error {
-	c.mu.Lock()
-	c.control = appendReset(c.control, id, code)
-	c.resetUpTo = max(c.resetUpTo, id)
-	err := c.answered(headerSize + 4)
-	c.mu.Unlock()
-	if err != nil {
+	if err := c.decline(id, code); err != nil {
 		return err
 	}
 	return c.countReset()
+}
+
+// decline resets a stream that is not known, as the peer could not know better.
+func (c *conn) decline(id uint32, code ErrCode) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.control = appendReset(c.control, id, code)
+	c.resetUpTo = max(c.resetUpTo, id)
+	return c.answered(headerSize + 4)
 }
 
 // malformed resets a stream because of what came on it.
