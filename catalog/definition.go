@@ -30,6 +30,8 @@ type Definition struct {
 	Ports []DefinitionPort `json:"ports,omitempty"`
 	// Protocol is that of Port.
 	Protocol Protocol `json:"protocol,omitempty"`
+	// Upgrade is that of Port, see ServicePort.
+	Upgrade bool `json:"upgrade,omitzero"`
 	// Address is the IP address on which the application listens;
 	// DefaultAddress when empty.
 	Address string `json:"address,omitempty"`
@@ -64,6 +66,8 @@ type DefinitionPort struct {
 	Protocol Protocol `json:"protocol,omitempty"`
 	// Default marks the port of callers that name none.
 	Default bool `json:"default,omitzero"`
+	// Upgrade is as for ServicePort.
+	Upgrade bool `json:"upgrade,omitzero"`
 }
 
 // An Upstream is a service that the application calls: mesh-proxy listens on
@@ -151,7 +155,7 @@ func (d Definition) WithDefaults() Definition {
 	d.ID = d.InstanceID()
 	d.Namespace = orDefault(d.Namespace)
 	d.Ports = d.allPorts()
-	d.Port, d.Protocol = 0, ""
+	d.Port, d.Protocol, d.Upgrade = 0, "", false
 	for i := range d.Ports {
 		d.Ports[i].Protocol = d.Ports[i].Protocol.OrAuto()
 	}
@@ -235,7 +239,7 @@ func (d Definition) Host() string {
 // allPorts returns a fresh list of the ports, the single one included.
 func (d Definition) allPorts() []DefinitionPort {
 	if d.Port != 0 && len(d.Ports) == 0 {
-		return []DefinitionPort{{Name: DefaultPort, Port: d.Port, Protocol: d.Protocol}}
+		return []DefinitionPort{{Name: DefaultPort, Port: d.Port, Protocol: d.Protocol, Upgrade: d.Upgrade}}
 	}
 	return slices.Clone(d.Ports)
 }
@@ -246,7 +250,7 @@ func (d Definition) allPorts() []DefinitionPort {
 func (d Definition) Service() Service {
 	s := Service{Namespace: d.Namespace, Name: d.Name}
 	for _, p := range d.allPorts() {
-		s.Ports = append(s.Ports, ServicePort{Name: p.Name, Protocol: p.Protocol, Default: p.Default})
+		s.Ports = append(s.Ports, ServicePort{Name: p.Name, Protocol: p.Protocol, Default: p.Default, Upgrade: p.Upgrade})
 	}
 	return s
 }
@@ -333,12 +337,15 @@ func (d Definition) validatePorts(p *Problems) {
 		p.Add("protocol", "belongs to a single port: write protocol inside each of ports")
 	case d.Port == 0 && len(d.Ports) == 0 && d.Protocol != "":
 		p.Add("protocol", "has no effect without a port: add the port, or remove protocol for a pure client")
+	case len(d.Ports) > 0 && d.Upgrade:
+		p.Add("upgrade", "belongs to a single port: write upgrade inside each of ports")
 	default:
 		p.protocol("protocol", d.Protocol)
+		p.upgrade("upgrade", d.Upgrade, d.Protocol)
 	}
 	named := make([]ServicePort, len(d.Ports))
 	for i, port := range d.Ports {
-		named[i] = ServicePort{Name: port.Name, Protocol: port.Protocol, Default: port.Default}
+		named[i] = ServicePort{Name: port.Name, Protocol: port.Protocol, Default: port.Default, Upgrade: port.Upgrade}
 		at := fmt.Sprintf("ports[%d].port", i)
 		if port.Port == 0 {
 			p.Add(at, "missing: write the number on which the application listens, 1 to 65535")

@@ -48,6 +48,13 @@ func (p *Problems) protocol(path string, v Protocol) {
 	p.Add(path, "%q is no protocol%s: write one of %s", v, didYouMean(string(v), names), strings.Join(names, ", "))
 }
 
+// upgrade records a problem of an upgrade at path.
+func (p *Problems) upgrade(path string, upgrade bool, of Protocol) {
+	if upgrade && of != ProtocolHTTP {
+		p.Add(path, "is for ports whose protocol is http, and this one's is %s: remove it, or declare the protocol", of.OrAuto())
+	}
+}
+
 // DefaultPort is the name of a service's port when its definition gives only a
 // number.
 const DefaultPort = "default"
@@ -72,6 +79,9 @@ type ServicePort struct {
 	Protocol Protocol `json:"protocol,omitempty"`
 	// Default marks the port of callers that name none.
 	Default bool `json:"default,omitzero"`
+	// Upgrade has the requests of a ProtocolHTTP port carried over HTTP/2 between
+	// the proxies; the applications still see HTTP/1.
+	Upgrade bool `json:"upgrade,omitzero"`
 }
 
 // ErrMismatch is wrapped by the error of Service.Agrees.
@@ -110,8 +120,9 @@ func (s Service) Port(name string) (ServicePort, bool) {
 // Agrees reports the first field in which other, what an agent's definition
 // says of the service, differs from s, the central spec; nil means none. Both
 // are compared with defaults written out, ports in any order. Owner is not
-// compared: definitions do not carry one. The error wraps ErrMismatch and says
-// both values.
+// compared: definitions do not carry one. Nor is an Upgrade that only s has: an
+// agent that is older than the field can't say it. The error wraps ErrMismatch
+// and says both values.
 func (s Service) Agrees(other Service) error {
 	a, b := s.WithDefaults(), other.WithDefaults()
 	if a.Ref() != b.Ref() {
@@ -128,6 +139,8 @@ func (s Service) Agrees(other Service) error {
 			return mismatch(field+".protocol", string(ap.Protocol), string(bp.Protocol))
 		case ap.Default != bp.Default:
 			return mismatch(field+".default", fmt.Sprint(ap.Default), fmt.Sprint(bp.Default))
+		case bp.Upgrade && !ap.Upgrade:
+			return mismatch(field+".upgrade", "false", "true")
 		}
 	}
 	return nil
@@ -183,6 +196,7 @@ func (p *Problems) ports(path string, ports []ServicePort) {
 			p.Add(at+".name", "%q is taken by %s[%d]: give each port its own name", port.Name, path, first)
 		}
 		p.protocol(at+".protocol", port.Protocol)
+		p.upgrade(at+".upgrade", port.Upgrade, port.Protocol)
 		if !port.Default {
 			continue
 		}

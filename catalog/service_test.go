@@ -35,6 +35,9 @@ func TestAgrees(t *testing.T) {
 		{"other default", catalog.Service{Name: "api", Ports: []catalog.ServicePort{
 			{Name: "http", Protocol: "http"}, {Name: "admin", Default: true},
 		}}, "ports[http].default is true in the service and false in the definition"},
+		{"an upgrade that the service does not have", catalog.Service{Name: "api", Ports: []catalog.ServicePort{
+			{Name: "http", Protocol: "http", Default: true, Upgrade: true}, {Name: "admin"},
+		}}, "ports[http].upgrade is false in the service and true in the definition"},
 	} {
 		err := central.Agrees(tc.other)
 		if tc.want == "" {
@@ -124,6 +127,33 @@ func TestDefinitionViews(t *testing.T) {
 	client := catalog.Definition{Name: "cron", ID: "c1"}.Instance("vm-1", "10.0.0.1:7443")
 	if diff := cmp.Diff(catalog.Instance{Service: "cron", ID: "c1", Node: "vm-1"}, client); diff != "" {
 		t.Errorf("pure client (-want +got):\n%s", diff)
+	}
+}
+
+// TestUpgrade is for ports of HTTP, and an older agent that can't say it agrees with a service that has it.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	single := catalog.Definition{Name: "api", Port: 80, Protocol: "http", Upgrade: true}
+	if err := single.Validate(); err != nil {
+		t.Error(err)
+	}
+	central := single.Service()
+	if !central.Ports[0].Upgrade || !single.WithDefaults().Ports[0].Upgrade {
+		t.Errorf("the upgrade is lost: %+v", central)
+	}
+	single.Upgrade = false
+	if err := central.Agrees(single.Service()); err != nil {
+		t.Errorf("one that does not say it: %v", err)
+	}
+	for _, d := range []catalog.Definition{
+		{Name: "api", Port: 80, Upgrade: true},
+		{Name: "api", Port: 80, Protocol: "grpc", Upgrade: true},
+		{Name: "api", Upgrade: true, Ports: []catalog.DefinitionPort{{Name: "a", Port: 80, Protocol: "http"}}},
+		{Name: "api", Ports: []catalog.DefinitionPort{{Name: "a", Port: 80, Protocol: "tcp", Upgrade: true}}},
+	} {
+		if err := d.Validate(); err == nil || !strings.Contains(err.Error(), "upgrade") {
+			t.Errorf("%+v: %v", d, err)
+		}
 	}
 }
 

@@ -120,6 +120,9 @@ type Cluster struct {
 	Service  spiffe.ID        `json:"service"`
 	Port     string           `json:"port"`
 	Protocol catalog.Protocol `json:"protocol"`
+	// Upgrade has HTTP/1 carried over HTTP/2 between the proxies. A proxy that
+	// does not know it sends HTTP/1.
+	Upgrade bool `json:"upgrade,omitempty"`
 	// Denied, if not empty, says why the source may not send here at all.
 	// Such a cluster has no endpoints, and its callers are told "denied".
 	Denied string `json:"denied,omitempty"`

@@ -280,7 +280,7 @@ func (b *builder) cluster(source, destination catalog.Name, u catalog.Upstream) 
 	c := proxy.Cluster{Name: name, Service: b.identity(destination), Port: port, Protocol: catalog.ProtocolAuto, Limits: u.Limits}
 	p, ok := service.Port(port)
 	if ok {
-		c.Protocol = p.Protocol
+		c.Protocol, c.Upgrade = p.Protocol, p.Upgrade
 	}
 	denied, isDenied := b.in.View.Get(topic, "denied")
 	switch {

@@ -103,18 +103,22 @@ type accessEntry struct {
 	duration            time.Duration
 	decision            intentions.Decision
 	reason              string
+	grpc                string // its status
 	protocol, asked     string // of a connection: what was detected, and the name that TLS asks for
 }
 
-// request tells of a finished exchange; l is nil if it was refused before the handler was asked.
-func (a *accessLog) request(side direction, r *l7.Record, l *link) {
+// request tells of a finished exchange; of is nil if it was refused before the handler was asked.
+func (a *accessLog) request(side direction, r *l7.Record, of *attempt) {
 	e := accessEntry{
 		kind: "http", direction: side, source: r.Source, endpoint: r.Endpoint, request: r,
 		sent: r.RequestBytes, received: r.ResponseBytes, duration: r.Duration, reason: r.Reason.String(),
 	}
 	e.decision.Rule = -1
-	if l != nil {
-		e.destination, e.decision, e.peer = l.target, l.decision, l.remote()
+	if of != nil {
+		e.destination, e.decision, e.peer = of.target, of.decision, of.link.remote()
+		if of.grpc {
+			e.grpc = statusName(of.status)
+		}
 	}
 	a.add(&e)
 }
@@ -194,6 +198,7 @@ func (e *accessEntry) append(b []byte, now time.Time) []byte {
 		b = appendMember(b, "path", r.Path[:min(len(r.Path), maxLoggedPath)])
 		b = append(b, `,"status":`...)
 		b = strconv.AppendInt(b, int64(r.Status), 10)
+		b = appendMember(b, "grpc_status", e.grpc)
 	}
 	b = append(b, `,"bytes_sent":`...)
 	b = strconv.AppendInt(b, e.sent, 10)

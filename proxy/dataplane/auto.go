@@ -78,6 +78,7 @@ type arrival struct {
 	link   *link
 	client *sock.Conn
 	route  *upstreamRoute
+	wants  func(detect.Protocol) verdict // what bytes of a protocol make of the connection
 	glance glance
 	began  time.Time // when the first bytes were seen
 	capped bool      // what began like HTTP did not go on in time
@@ -96,15 +97,16 @@ type arrival struct {
 
 // serveAuto serves a connection to a port for which no protocol was declared.
 func (p *Plane) serveAuto(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute) {
-	a := &arrival{plane: p, link: l, client: nc, route: route, decided: make(chan struct{})}
-	a.glance.init(nc)
-	l.mu.Lock()
-	l.arrival, l.spliced = a, true // silence counts from now on
-	l.mu.Unlock()
-	l.touch(time.Now())
-	if p.impatient.Load() {
-		a.claim(isLeaving)
-	}
+	a := p.arrive(l, nc, route, func(found detect.Protocol) verdict {
+		switch {
+		case found.HTTP():
+			return isWeb
+		case found != detect.Undecided:
+			return isOther
+		default:
+			return open
+		}
+	})
 	denied := route.cluster.Denied != ""
 	wait := headStart
 	switch known := route.learnt.is(); {
@@ -134,6 +136,47 @@ func (p *Plane) serveAuto(ctx context.Context, l *link, nc *sock.Conn, route *up
 	}
 }
 
+func (p *Plane) arrive(l *link, nc *sock.Conn, route *upstreamRoute, wants func(detect.Protocol) verdict) *arrival {
+	a := &arrival{plane: p, link: l, client: nc, route: route, wants: wants, decided: make(chan struct{})}
+	a.glance.init(nc)
+	l.mu.Lock()
+	l.arrival, l.spliced = a, true // silence counts from now on
+	l.mu.Unlock()
+	l.touch(time.Now())
+	if p.impatient.Load() {
+		a.claim(isLeaving)
+	}
+	return a
+}
+
+// serveDeclared serves a connection to a port that is declared to be HTTP. Which version the client speaks is its own choice; what
+// is none is refused by the server for HTTP/1.
+func (p *Plane) serveDeclared(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute) {
+	a := p.arrive(l, nc, route, func(found detect.Protocol) verdict {
+		if found == detect.Undecided {
+			return open
+		}
+		return isWeb
+	})
+	said := a.look(-1)
+	l.mu.Lock()
+	l.arrival = nil
+	l.mu.Unlock()
+	if said == isLeaving {
+		_ = nc.Close()
+		return
+	}
+	p.serveWeb(ctx, l, nc, route, a.version())
+}
+
+// version is that of HTTP which the client speaks.
+func (a *arrival) version() version {
+	if a.glance.protocol == detect.HTTP2 {
+		return two
+	}
+	return one
+}
+
 // tell counts what a connection turned out to be, and learns from it.
 func (a *arrival) tell(what string) {
 	l := a.link
@@ -157,7 +200,7 @@ const serverFirst = "server-first"
 // web serves HTTP.
 func (a *arrival) web(ctx context.Context) {
 	a.tell(a.glance.protocol.String())
-	a.plane.serveWeb(ctx, a.link, a.client, a.route)
+	a.plane.serveWeb(ctx, a.link, a.client, a.route, a.version())
 }
 
 // look waits for the client, and claims the connection for what it speaks. A negative wait is without an end; a client that spoke
@@ -174,10 +217,10 @@ func (a *arrival) look(wait time.Duration) verdict {
 		}
 		err := a.glance.see()
 		late := errors.Is(err, os.ErrDeadlineExceeded)
-		switch {
-		case a.glance.protocol == detect.HTTP1:
-			a.claim(isWeb)
-		case a.glance.protocol != detect.Undecided, a.glance.ended, err != nil && !late:
+		switch said := a.wants(a.glance.protocol); {
+		case said != open:
+			a.claim(said)
+		case a.glance.ended, err != nil && !late:
 			a.claim(isOther) // what is broken is found to be so by who carries it
 		case err == nil: // a part of what may be HTTP
 			if a.began.IsZero() {

@@ -156,7 +156,9 @@ func TestAutoOfManyKinds(t *testing.T) {
 			if n := detections(m.a, tt.found); n != 2 {
 				t.Errorf("%s was found %v times, want 2", tt.found, n)
 			}
-			eventually(t, "all is over", func() bool { return m.a.metric("mesh_connections_open") == 0 && m.b.metric("mesh_connections_open") == 0 })
+			eventually(t, "all is over", func() bool {
+				return m.a.metric("mesh_connections_open") == 0 && m.b.metric("mesh_connections_open") == 0
+			})
 		})
 	}
 }
@@ -182,7 +184,9 @@ func helloFor(t *testing.T, name string) string {
 	t.Helper()
 	near, far := net.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- tls.Client(near, &tls.Config{ServerName: name, MinVersion: tls.VersionTLS12}).Handshake() }()
+	go func() {
+		done <- tls.Client(near, &tls.Config{ServerName: name, MinVersion: tls.VersionTLS12}).Handshake()
+	}()
 	head := make([]byte, 5)
 	if _, err := io.ReadFull(far, head); err != nil {
 		t.Fatal(err)

@@ -57,10 +57,11 @@ func take(n *atomic.Int64, limit int) bool {
 	return true
 }
 
-// takeRequest is for an HTTP request, which has a connection of its own while it runs. over names the limit that is reached.
-func (b budget) takeRequest() (over string) {
+// takeRequest is for an HTTP request. Unless it shares a connection, it has one of its own while it runs. over names the limit that
+// is reached.
+func (b budget) takeRequest(shares bool) (over string) {
 	limit, over := b.limits.Requests, "requests"
-	if b.limits.Connections < limit {
+	if !shares && b.limits.Connections < limit {
 		limit, over = b.limits.Connections, "connections"
 	}
 	if take(&b.requests, limit) {

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshd/meshd/proxy/http1"
+	"github.com/meshd/meshd/proxy/http2"
 )
 
 // Config configures a Plane.
@@ -36,6 +37,8 @@ type Limits struct {
 	Attempts int
 	// Head bounds HTTP heads.
 	Head http1.Limits
+	// HTTP2 bounds what else a peer may do on HTTP/2.
+	HTTP2 http2.Limits
 }
 
 func (l Limits) withDefaults() Limits {

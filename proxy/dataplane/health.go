@@ -21,23 +21,23 @@ const maxEjected = 100
 
 // dialEndpoint connects to an endpoint for a request or session that was given to it, and takes note of what that tells about
 // the endpoint.
-func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint, alpn string) (*record.Conn, error) {
+func (p *Plane) dialEndpoint(ctx context.Context, e *endpoint, alpn ...string) (conn *record.Conn, agreed string, err error) {
 	// A cluster that the plan lost has no limit any more: its last requests end.
 	if b := p.current().budgets[balance.Key{Generation: e.key.Generation, Cluster: e.key.Cluster}]; b.load != nil {
 		if !take(&b.pending, b.limits.Pending) {
-			return nil, errOverflow
+			return nil, "", errOverflow
 		}
 		defer b.pending.Add(-1)
 	}
-	conn, err := p.dialMesh(ctx, e, alpn)
+	conn, agreed, err = p.dialMesh(ctx, e, alpn)
 	if err != nil {
 		if blames(err) {
 			p.failed(ctx, e, err)
 		}
-		return nil, err
+		return nil, "", err
 	}
 	p.succeeded(ctx, e)
-	return conn, nil
+	return conn, agreed, nil
 }
 
 // blames reports whether an error of connecting is the endpoint's, and not that of the caller who gave up, or of this host.

@@ -525,20 +525,21 @@ func TestDrain(t *testing.T) {
 func TestDrainLosesNoRequest(t *testing.T) {
 	app := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "done") })
 	m := newMesh(t, options{protocol: catalog.ProtocolHTTP, apps: []string{app}, intention: allow()})
-	request := func(c net.Conn) *http.Response {
+	request := func(c net.Conn) (status int, last bool) {
 		t.Helper()
 		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: api\r\n\r\n")
 		var resp *http.Response
 		if err == nil {
 			resp, err = http.ReadResponse(bufio.NewReader(c), nil)
 		}
-		if err == nil {
-			_, err = io.ReadAll(resp.Body)
-		}
 		if err != nil {
 			t.Fatalf("a request after the drain began: %v", err)
 		}
-		return resp
+		defer func() { _ = resp.Body.Close() }()
+		if _, err := io.ReadAll(resp.Body); err != nil {
+			t.Fatalf("a request after the drain began: %v", err)
+		}
+		return resp.StatusCode, resp.Close
 	}
 	idle, fresh, silent := dial(t, m.upstream), dial(t, m.upstream), dial(t, m.upstream)
 	request(idle)
@@ -550,8 +551,8 @@ func TestDrainLosesNoRequest(t *testing.T) {
 		return err == nil && len(listeners) == 0
 	})
 	for name, c := range map[string]net.Conn{"idle": idle, "fresh": fresh} {
-		if resp := request(c); resp.StatusCode != 200 || !resp.Close {
-			t.Errorf("%s: got %d, close %v; want an answer that is the last", name, resp.StatusCode, resp.Close)
+		if status, last := request(c); status != 200 || !last {
+			t.Errorf("%s: got %d, close %v; want an answer that is the last", name, status, last)
 		}
 	}
 	if n, err := silent.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {

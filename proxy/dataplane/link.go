@@ -6,7 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
@@ -32,38 +31,46 @@ type link struct {
 
 	// active is when the last byte of a TCP session passed, in unix nanoseconds.
 	active atomic.Int64
-	// edge is that of destination, and set before the first byte; only the goroutine that serves the link touches both.
-	edge        *edge
+	// Only the goroutine that serves the link touches the account and destination. They are set before the first byte; of HTTP,
+	// each exchange has an account of its own.
+	account
 	destination catalog.Name
-	// For the access log: whom the bytes are for, which instance, and what the policy said last.
-	target   spiffe.ID
-	endpoint string
-	decision intentions.Decision
+	endpoint    string // of a TCP session
 	// speaks is what was detected, and asked the name that a TLS client asks for; empty if nothing was.
 	speaks, asked string
 
-	mu      sync.Mutex
-	cut     bool
-	ended   Reason // why it was cut
-	drained bool
-	cluster string // outbound: of the route that was taken last; empty if it was refused
-	sides   [2]net.Conn
-	spliced bool // its bytes are carried by pumps
-	http    *l7.Conn
-	arrival *arrival // while nobody knows what it speaks
-	// exchange is the one that runs; its head may be read while mu is held.
-	exchange *l7.Exchange
-	admitted bool // inbound: the policy was asked
-	web      bool // it is HTTP, decided per request
-	request  intentions.HTTPRequest
+	mu       sync.Mutex
+	cut      bool
+	ended    Reason // why it was cut
+	drained  bool
+	cluster  string // outbound: of the route that was taken last; empty if it was refused
+	sides    [2]net.Conn
+	spliced  bool // its bytes are carried by pumps
+	http     served
+	arrival  *arrival // while nobody knows what it speaks
+	running  *attempt // the exchanges that run; their heads may be read while mu is held
+	admitted bool     // inbound: the policy was asked
+	web      bool     // it is HTTP, decided per request
+	shared   bool     // HTTP/2: many exchanges run at a time, and each may be cut alone
+}
 
-	attempt attempt // of the exchange that runs; one at a time on HTTP/1
+// served is a connection of any version of HTTP.
+type served interface {
+	Serve(ctx context.Context) error
+	Drain()
+	Abort(r l7.Reason)
+}
+
+// account is whom a connection or an exchange is for, and what the policy said.
+type account struct {
+	edge     *edge
+	target   spiffe.ID
+	decision intentions.Decision
 }
 
 func (p *Plane) newLink(side direction) *link {
 	l := &link{plane: p, direction: side, started: time.Now()}
 	l.touch(l.started)
-	l.attempt.link = l
 	l.decision.Rule = -1
 	return l
 }
@@ -128,8 +135,18 @@ func abortReason(r Reason) l7.Reason {
 func (l *link) retire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.http != nil {
-		l.http.Retire()
+	retire(l.http)
+}
+
+// retire asks a connection, if it is HTTP, to end after the next request. On HTTP/2 the client is told, and is heard as long as it
+// may not know: there the same is a drain.
+func retire(conn served) {
+	switch conn := conn.(type) {
+	case nil:
+	case interface{ Retire() }:
+		conn.Retire()
+	default:
+		conn.Drain()
 	}
 }
 
@@ -166,49 +183,59 @@ func (l *link) lost() bool {
 	return false
 }
 
-// review tells why the connection must be cut under a snapshot, or "".
-func (l *link) review(now time.Time, s *snapshot) Reason {
+// review tells why the connection must be cut under a snapshot, or "". Where that would be too much it cuts single exchanges, and
+// tells how many.
+func (l *link) review(now time.Time, s *snapshot) (reason Reason, streams int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cut {
-		return ""
+		return "", 0
 	}
 	if l.direction == inbound {
-		if reason := l.reviewInbound(now, s); reason != "" {
-			return reason
+		if reason, streams = l.reviewInbound(now, s); reason != "" {
+			return reason, 0
 		}
 	} else if reason := l.reviewOutbound(s); reason != "" {
-		return reason
+		return reason, 0
 	}
 	if l.http != nil {
-		return l.reviewHTTP(now)
+		return l.reviewHTTP(now), streams
 	}
-	return l.reviewTCP(now)
+	return l.reviewTCP(now), 0
 }
 
 // reviewInbound asks the policy of the snapshot again.
-func (l *link) reviewInbound(now time.Time, s *snapshot) Reason {
+func (l *link) reviewInbound(now time.Time, s *snapshot) (reason Reason, streams int) {
 	in := s.inbounds[l.name]
 	if in == nil {
-		return ReasonRemoved
+		return ReasonRemoved, 0
 	}
 	if !l.admitted { // it is about to ask, and asks again if the plan changes meanwhile
-		return ""
+		return "", 0
 	}
 	if !l.web {
 		d := in.policy.Decide(intentions.Request{Source: l.source, Destination: in.destination, Port: in.Port, Now: now})
 		if !d.Allowed {
-			return ReasonPolicyChanged
+			return ReasonPolicyChanged, 0
 		}
-		return ""
+		return "", 0
 	}
 	if !in.policy.MayAllow(l.source) {
-		return ReasonPolicyChanged
+		return ReasonPolicyChanged, 0
 	}
-	if l.exchange != nil && !l.decide(in, now).Allowed {
-		return ReasonPolicyChanged
+	for a := l.running; a != nil; a = a.after {
+		if a.refused || a.decide(in, now).Allowed {
+			continue
+		}
+		if !l.shared {
+			return ReasonPolicyChanged, 0
+		}
+		if a.Cancel(l7.PolicyChanged); !a.cut {
+			a.cut = true
+			streams++
+		}
 	}
-	return ""
+	return "", streams
 }
 
 func (l *link) reviewOutbound(s *snapshot) Reason {
@@ -245,33 +272,4 @@ func (l *link) reviewTCP(now time.Time) Reason {
 	default:
 		return ""
 	}
-}
-
-// begin notes that an exchange runs, before its policy is asked: a change of plan in between must find it.
-func (l *link) begin(ex *l7.Exchange) {
-	l.mu.Lock()
-	l.exchange = ex
-	l.decision = intentions.Decision{Rule: -1}
-	l.request = intentions.HTTPRequest{
-		// Views of the head, which outlives the exchange. Decide keeps nothing.
-		Method:  unsafe.String(unsafe.SliceData(ex.Request.Method), len(ex.Request.Method)), //nolint:gosec // see above
-		Path:    unsafe.String(unsafe.SliceData(ex.Request.Path), len(ex.Request.Path)),     //nolint:gosec // see above
-		Headers: (*headers)(&ex.Request.Fields),
-	}
-	l.mu.Unlock()
-}
-
-// end notes that the exchange is over, before its head is used for the next.
-func (l *link) end() {
-	l.mu.Lock()
-	l.exchange = nil
-	l.request = intentions.HTTPRequest{}
-	l.mu.Unlock()
-}
-
-// decide asks the policy about the exchange that runs. l.mu is held, or the caller is the one that runs it.
-func (l *link) decide(in *inboundRoute, now time.Time) intentions.Decision {
-	return in.policy.Decide(intentions.Request{
-		Source: l.source, Destination: in.destination, Port: in.Port, Now: now, HTTP: &l.request,
-	})
 }

@@ -44,19 +44,19 @@ func (p *Plane) serveMesh(ctx context.Context, nc *sock.Conn) {
 	p.links.add(l)
 	defer p.links.remove(l)
 
-	in, isHTTP, reason := p.admit(ctx, l, begun, cs.NegotiatedProtocol)
+	in, web, reason := p.admit(ctx, l, begun, cs.NegotiatedProtocol)
 	if reason != "" {
 		p.refuse(ctx, l, reason)
 		reset(conn)
 		return
 	}
-	if isHTTP {
-		p.serveHTTP(ctx, l, p.ingress, conn, l7.ConnInfo{
+	if web != 0 {
+		p.serveHTTP(ctx, l, web, conn, l7.ConnInfo{
 			Source: id, ForwardedClientCert: l7.ForwardedClientCert(in.Service, id), Scheme: "http", User: l,
 		})
 		return
 	}
-	app, err := p.dialApp(ctx, in.Local, in.outside)
+	app, err := p.dialApp(ctx, in.Local, in.outside, 0)
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelDebug, "application did not accept", slog.String("address", in.Local), slog.Any("error", err))
 		p.refuse(ctx, l, ReasonConnect)
@@ -82,45 +82,46 @@ func (p *Plane) handshake(ctx context.Context, nc *sock.Conn) (*record.Conn, tls
 }
 
 // admit decides about a connection that is in the table. It decides again while plans change under it.
-func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string) (in *inboundRoute, isHTTP bool, reason Reason) {
+func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string) (in *inboundRoute, web version, reason Reason) {
 	for {
 		s := p.current()
 		in = s.inbounds[l.name]
 		if in == nil {
-			return nil, false, ReasonUnknownName
+			return nil, 0, ReasonUnknownName
 		}
 		if p.ended.Load() {
-			return nil, false, ReasonDraining
+			return nil, 0, ReasonDraining
 		}
 		l.target, l.endpoint = in.Service, in.Instance
 		var ok bool
-		if isHTTP, ok = in.http(alpn); !ok {
-			return nil, false, ReasonProtocol
+		if web, ok = in.http(alpn); !ok {
+			return nil, 0, ReasonProtocol
 		}
 		if s != begun { // the roots that the handshake trusted may be gone
 			if reason := l.peer.review(time.Now(), s, map[string]error{}); reason != "" {
-				return nil, false, reason
+				return nil, 0, reason
 			}
 		}
 		// HTTP is decided per request, which can be answered with the reason.
-		if !isHTTP {
+		if web == 0 {
 			d := in.policy.Decide(intentions.Request{
 				Source: l.source, Destination: in.destination, Port: in.Port, Now: time.Now(),
 			})
+			l.decision = d
 			p.decided(ctx, l, in.destination, d)
 			if d.Reason == intentions.ReasonNotHTTP {
-				return nil, false, ReasonNotHTTP
+				return nil, 0, ReasonNotHTTP
 			}
 			if !d.Allowed {
-				return nil, false, ReasonDenied
+				return nil, 0, ReasonDenied
 			}
 		}
 		l.mu.Lock()
-		l.admitted, l.web = true, isHTTP
+		l.admitted, l.web = true, web != 0
 		l.mu.Unlock()
 		if s == p.current() {
 			l.edge = p.metrics.edge(edgeKey{direction: inbound, source: l.source, destination: in.destination})
-			return in, isHTTP, ""
+			return in, web, ""
 		}
 	}
 }
@@ -128,7 +129,6 @@ func (p *Plane) admit(ctx context.Context, l *link, begun *snapshot, alpn string
 // decided counts a decision and tells of it.
 func (p *Plane) decided(ctx context.Context, l *link, to catalog.Name, d intentions.Decision) {
 	p.metrics.decided(d)
-	l.decision = d
 	if !p.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}

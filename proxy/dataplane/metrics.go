@@ -37,6 +37,7 @@ var classes = [6]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"} //nolint:goch
 // metrics holds every series, or how to get its handle before the hot path.
 type metrics struct {
 	requests   *prometheus.CounterVec
+	statuses   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
 	failures   *prometheus.CounterVec
 	tcpConns   *prometheus.CounterVec
@@ -67,6 +68,8 @@ type edgeKey struct {
 
 // edge holds the handles of one pair of source and destination, seen from one direction.
 type edge struct {
+	labels                   [3]string
+	grpc                     [numStatuses + 1]atomic.Pointer[counter] // made when they are needed: most edges have none
 	requests                 [len(classes)]prometheus.Counter
 	duration                 prometheus.Observer
 	conns                    prometheus.Counter
@@ -85,6 +88,8 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 	m := &metrics{
 		requests: vec("mesh_requests_total", "HTTP requests that ended, by class of status; none is a request without a response.",
 			"source", "destination", "direction", "class"),
+		statuses: vec("mesh_grpc_requests_total", "Requests of gRPC that ended, by its status; none is a request without one.",
+			"source", "destination", "direction", "grpc_status"),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "mesh_request_duration_seconds", Buckets: durationBuckets(),
 			Help: "From the first byte of a request's head to the last byte of its response.",
@@ -131,7 +136,7 @@ func newMetrics(r prometheus.Registerer, age func() float64) (*metrics, error) {
 	}, age)
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.requests, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut, m.drained, m.detected,
+		m.requests, m.statuses, m.duration, m.failures, m.tcpConns, m.tcpBytes, m.denials, m.decisions, m.open, m.handshakes, m.refused, m.cut, m.drained, m.detected,
 		m.revision, m.applied, m.expiry, planAge,
 	} {
 		errs = append(errs, r.Register(c))
@@ -164,6 +169,7 @@ func (m *metrics) edge(key edgeKey) *edge {
 		source, destination = "other", "other"
 	}
 	e = &edge{
+		labels:        [3]string{source, destination, string(key.direction)},
 		duration:      m.duration.WithLabelValues(source, destination, string(key.direction)),
 		conns:         m.tcpConns.WithLabelValues(source, destination, string(key.direction)),
 		bytesSent:     m.tcpBytes.WithLabelValues(source, destination, string(key.direction), "sent"),
@@ -175,6 +181,22 @@ func (m *metrics) edge(key edgeKey) *edge {
 	}
 	m.edges[key] = e
 	return e
+}
+
+// counter is one, so that it can be pointed to.
+type counter struct{ prometheus.Counter }
+
+// grpc counts a request of gRPC.
+func (m *metrics) grpc(e *edge, status int) {
+	if status < 0 || status >= numStatuses {
+		status = numStatuses
+	}
+	c := e.grpc[status].Load()
+	if c == nil {
+		c = &counter{m.statuses.WithLabelValues(e.labels[0], e.labels[1], e.labels[2], statusName(status))}
+		e.grpc[status].Store(c)
+	}
+	c.Inc()
 }
 
 // sourceLabel is short for services, of which there are most.

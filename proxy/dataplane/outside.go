@@ -24,6 +24,7 @@ import (
 type outside struct {
 	local     string
 	authority []byte      // of requests
+	http      bool        // it is declared to be HTTP/1
 	tls       *tls.Config // nil: plain
 	roots     *rootsFile  // nil: those of this host
 
@@ -31,21 +32,21 @@ type outside struct {
 	failing string // why the newest handshake failed; "" if it did not
 }
 
-var errRoots = errors.New("no certificate in it")
+var (
+	errRoots   = errors.New("no certificate in it")
+	errNoHTTP2 = errors.New("it does not speak HTTP/2; is its port declared http2 or grpc by mistake?")
+)
 
 // newOutside returns nil for an application of this host.
 func newOutside(in proxy.Inbound) *outside {
 	if in.Outside == nil {
 		return nil
 	}
-	o := &outside{local: in.Local, authority: []byte(in.Outside.Authority)}
+	o := &outside{local: in.Local, authority: []byte(in.Outside.Authority), http: in.Protocol == catalog.ProtocolHTTP}
 	if in.Outside.TLS == nil {
 		return o
 	}
 	o.tls = &tls.Config{ServerName: in.Outside.TLS.ServerName, MinVersion: tls.VersionTLS12}
-	if in.Protocol == catalog.ProtocolHTTP {
-		o.tls.NextProtos = []string{"http/1.1"}
-	}
 	if in.Outside.TLS.CAFile != "" {
 		o.roots = &rootsFile{path: in.Outside.TLS.CAFile}
 	}
@@ -58,8 +59,8 @@ func (o *outside) prepare(r *l7.Head) {
 	r.Fields = slices.DeleteFunc(r.Fields, func(f http1.Field) bool { return f.ID == http1.ForwardedClientCert })
 }
 
-// dialApp connects to what an inbound stands for.
-func (p *Plane) dialApp(ctx context.Context, local string, o *outside) (net.Conn, error) {
+// dialApp connects to what an inbound stands for, to speak a version of HTTP or none.
+func (p *Plane) dialApp(ctx context.Context, local string, o *outside, v version) (net.Conn, error) {
 	nc, err := p.dialTCP(ctx, local)
 	if err != nil || o == nil || o.tls == nil {
 		if err != nil {
@@ -67,7 +68,7 @@ func (p *Plane) dialApp(ctx context.Context, local string, o *outside) (net.Conn
 		}
 		return nc, nil
 	}
-	conn, err := o.secure(ctx, nc)
+	conn, err := o.secure(ctx, nc, v)
 	o.told(p.log, err)
 	if err != nil {
 		_ = nc.Close()
@@ -77,21 +78,29 @@ func (p *Plane) dialApp(ctx context.Context, local string, o *outside) (net.Conn
 }
 
 // secure makes a TLS connection of a plain one: with the name and the roots that the definition says, and nothing of the mesh's.
-func (o *outside) secure(ctx context.Context, nc net.Conn) (*tls.Conn, error) {
+func (o *outside) secure(ctx context.Context, nc net.Conn, v version) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, nameConnect)
 	defer cancel()
-	config := o.tls
+	config := o.tls.Clone()
+	switch {
+	case v == two:
+		config.NextProtos = []string{alpnHTTP2}
+	case v == one && o.http:
+		config.NextProtos = []string{alpnHTTP1}
+	}
 	if o.roots != nil {
 		roots, err := o.roots.read()
 		if err != nil {
 			return nil, fmt.Errorf("roots of %s: %w", o.tls.ServerName, err)
 		}
-		config = config.Clone()
 		config.RootCAs = roots
 	}
 	conn := tls.Client(nc, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS with %s: %w", o.tls.ServerName, err)
+	}
+	if v == two && conn.ConnectionState().NegotiatedProtocol != alpnHTTP2 {
+		return nil, fmt.Errorf("TLS with %s: %w", o.tls.ServerName, errNoHTTP2)
 	}
 	return conn, nil
 }

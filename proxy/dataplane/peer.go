@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -119,7 +120,7 @@ func (s *dialedSet) closeAll() {
 // stale reports whether the pool has, or may have, connections whose peer's certificate ends soon.
 func (e *endpoint) stale(now time.Time) bool {
 	until := e.expires.Load()
-	return e.pool != nil && until != 0 && now.After(time.Unix(until, 0).Add(-renewMargin)) && now.Sub(e.made) > renewPause
+	return e.web() && until != 0 && now.After(time.Unix(until, 0).Add(-renewMargin)) && now.Sub(e.made) > renewPause
 }
 
 // review resets the connections whose peer is not trusted any more. Those of TCP sessions are looked after by their link, which
@@ -134,23 +135,24 @@ func (s *dialedSet) review(now time.Time, snap *snapshot, bundleChanged bool, ve
 }
 
 // clientConfig is how to begin TLS with an endpoint.
-func (p *Plane) clientConfig(e *endpoint, alpn string) *tls.Config {
+func (p *Plane) clientConfig(e *endpoint, alpn []string) *tls.Config {
 	source := e.key.source
 	return ca.ClientConfig(ca.ClientOptions{
 		Leaf:       func() (*tls.Certificate, error) { return p.current().certificate(source) },
 		Bundle:     p.bundle,
 		Accept:     ca.Expect(e.key.service),
 		ServerName: e.key.serverName,
-		ALPN:       []string{alpn},
+		ALPN:       alpn,
 	})
 }
 
-// dialMesh connects to an endpoint: TLS, in which the peer proves that it is the endpoint's service.
-func (p *Plane) dialMesh(ctx context.Context, e *endpoint, alpn string) (*record.Conn, error) {
+// dialMesh connects to an endpoint: TLS, in which the peer proves that it is the endpoint's service, and both
+// agree on a protocol of alpn.
+func (p *Plane) dialMesh(ctx context.Context, e *endpoint, alpn []string) (conn *record.Conn, agreed string, err error) {
 	before := p.current()
 	tc, err := p.dialTCP(ctx, e.address)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	d := &dialedConn{Conn: sock.New(tc), set: &p.dialed}
 	ctx, cancel := context.WithTimeout(ctx, p.limits.HandshakeTimeout)
@@ -158,11 +160,11 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint, alpn string) (*record
 	conn, cs, err := record.Client(ctx, d, p.clientConfig(e, alpn))
 	if err != nil {
 		reset(d)
-		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.key.serverName, err)
+		return nil, "", fmt.Errorf("connect to %s (%s): %w", e.address, e.key.serverName, err)
 	}
-	if cs.NegotiatedProtocol != alpn {
+	if !slices.Contains(alpn, cs.NegotiatedProtocol) {
 		reset(d)
-		return nil, fmt.Errorf("connect to %s (%s): the proxy there speaks %q, want %q", e.address, e.key.serverName, cs.NegotiatedProtocol, alpn)
+		return nil, "", fmt.Errorf("connect to %s (%s): the proxy there speaks %q, want %q", e.address, e.key.serverName, cs.NegotiatedProtocol, alpn)
 	}
 	d.proof = newProof(cs, nil, x509.ExtKeyUsageServerAuth)
 	p.dialed.add(d)
@@ -170,7 +172,7 @@ func (p *Plane) dialMesh(ctx context.Context, e *endpoint, alpn string) (*record
 	// The bundle may have changed since the handshake looked at it, before the connection was in the set.
 	if s := p.current(); s != before && d.proof.review(time.Now(), s, map[string]error{}) != "" {
 		reset(d)
-		return nil, fmt.Errorf("connect to %s (%s): %w", e.address, e.key.serverName, ca.ErrUntrusted)
+		return nil, "", fmt.Errorf("connect to %s (%s): %w", e.address, e.key.serverName, ca.ErrUntrusted)
 	}
-	return conn, nil
+	return conn, cs.NegotiatedProtocol, nil
 }

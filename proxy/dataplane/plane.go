@@ -17,6 +17,7 @@ import (
 
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/proxy"
+	"github.com/meshd/meshd/proxy/http2"
 	"github.com/meshd/meshd/proxy/l7"
 )
 
@@ -45,8 +46,10 @@ type Plane struct {
 	serverTLS  *tls.Config
 	handshakes chan struct{}
 	sweeps     int
-	egress     *l7.Server
-	ingress    *l7.Server
+	egress     servers
+	ingress    servers
+	attempts   sync.Pool
+	http2      http2.Counters
 
 	// mu is held by Apply, Drain, and the start and end of Run; never on the path of a connection.
 	mu        sync.Mutex
@@ -86,6 +89,9 @@ func New(cfg Config) (*Plane, error) {
 	if p.access, err = newAccessLog(p.log, cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
+	if err := p.http2Metrics(cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
 	p.handshakes = make(chan struct{}, p.limits.Handshakes)
 	p.links.init(m.open.WithLabelValues(string(inbound)), m.open.WithLabelValues(string(outbound)))
 	p.snap.Store(&snapshot{})
@@ -94,17 +100,12 @@ func New(cfg Config) (*Plane, error) {
 		Bundle: p.bundle,
 		// Who may call what is for the intentions to say, after the connection is in the table.
 		Accept: ca.AcceptAny,
-		ALPN:   []string{alpnHTTP1, alpnTCP},
+		ALPN:   []string{alpnHTTP2, alpnHTTP1, alpnTCP}, // in the order of our preference
 	})
 	// Short records at first would cost a system call for each 1,208 bytes.
 	p.serverTLS.DynamicRecordSizingDisabled = true
-	shared := l7.ServerConfig{
-		Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
-	}
-	shared.Handler, shared.Sink = egress{p}, func(r *l7.Record) { p.record(outbound, r) }
-	p.egress = l7.NewServer(shared)
-	shared.Handler, shared.Sink = ingress{p}, func(r *l7.Record) { p.record(inbound, r) }
-	p.ingress = l7.NewServer(shared)
+	p.egress = p.newServers(outbound, func(v version) l7.Handler { return egress{p, v} })
+	p.ingress = p.newServers(inbound, func(v version) l7.Handler { return ingress{p, v} })
 	return p, nil
 }
 
@@ -313,7 +314,8 @@ func (p *Plane) review(ctx context.Context, now time.Time, s *snapshot, bundleCh
 	cut := 0
 	verdicts := map[string]error{}
 	for l := range p.links.all() {
-		reason := l.review(now, s)
+		reason, streams := l.review(now, s)
+		cut += streams
 		if reason == "" && bundleChanged {
 			reason = l.peer.review(now, s, verdicts)
 		}

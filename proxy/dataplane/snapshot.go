@@ -22,6 +22,7 @@ import (
 const (
 	alpnTCP   = "mesh-tcp"
 	alpnHTTP1 = "http/1.1"
+	alpnHTTP2 = "h2"
 )
 
 // snapshot is a plan made ready to run. It is immutable; what it points to and that changes (pools, states) is shared with the
@@ -50,7 +51,7 @@ type inboundRoute struct {
 	proxy.Inbound
 	destination catalog.Name
 	policy      *intentions.Policy
-	app         *l7.Pool
+	app         *localApp
 	outside     *outside // nil: it is an application of this host
 	leaf        *ca.Leaf // nil if there is none
 }
@@ -64,32 +65,62 @@ type appKey struct {
 
 // localApp is what an inbound stands for, with the connections to it.
 type localApp struct {
-	pool    *l7.Pool
+	pools
 	outside *outside
 }
 
 func keyOfApp(in proxy.Inbound) appKey {
-	key := appKey{local: in.Local}
+	key := appKey{local: in.Local, protocol: in.Protocol.OrAuto()}
 	if o := in.Outside; o != nil {
 		key.outside, key.authority = true, o.Authority
 		if o.TLS != nil {
-			key.secure, key.serverName, key.caFile, key.protocol = true, o.TLS.ServerName, o.TLS.CAFile, in.Protocol
+			key.secure, key.serverName, key.caFile = true, o.TLS.ServerName, o.TLS.CAFile
 		}
 	}
 	return key
 }
 
-// http reports whether connections with the ALPN are HTTP, and whether the port takes the ALPN at all. A caller must not get
-// around the rules and headers of an HTTP port by calling it TCP.
-func (in *inboundRoute) http(alpn string) (isHTTP, ok bool) {
+// http tells what version of HTTP connections with the ALPN are, 0 for none, and whether the port takes the ALPN at all. A caller
+// must not get around the rules and headers of an HTTP port by calling it TCP. Callers of an older version do call HTTP/2 so: it
+// is taken for what it is.
+func (in *inboundRoute) http(alpn string) (v version, ok bool) {
 	switch in.Protocol.OrAuto() {
 	case catalog.ProtocolHTTP:
-		return true, alpn == alpnHTTP1
+		return webOf(alpn), alpn != alpnTCP && webOf(alpn) != 0
+	case catalog.ProtocolHTTP2, catalog.ProtocolGRPC:
+		return two, alpn == alpnHTTP2 || alpn == alpnTCP
 	case catalog.ProtocolAuto:
-		return alpn == alpnHTTP1, alpn == alpnHTTP1 || alpn == alpnTCP
+		return webOf(alpn), webOf(alpn) != 0 || alpn == alpnTCP
 	default:
-		return false, alpn == alpnTCP
+		return 0, alpn == alpnTCP
 	}
+}
+
+func webOf(alpn string) version {
+	switch alpn {
+	case alpnHTTP1:
+		return one
+	case alpnHTTP2:
+		return two
+	default:
+		return 0
+	}
+}
+
+// pool returns the connections to the application for what came by a version, and whether they are HTTP/1: an application is spoken
+// to as it is declared, or else as its caller speaks.
+func (in *inboundRoute) pool(v version) (up l7.Upstream, blocks bool) {
+	switch in.Protocol.OrAuto() {
+	case catalog.ProtocolHTTP:
+		v = one
+	case catalog.ProtocolHTTP2, catalog.ProtocolGRPC:
+		v = two
+	default:
+	}
+	if v == two {
+		return in.app.two, false
+	}
+	return in.app.one, true
 }
 
 // upstreamRoute is where the connections of one upstream listener go.
@@ -97,7 +128,7 @@ type upstreamRoute struct {
 	source      spiffe.ID
 	cluster     proxy.Cluster
 	destination catalog.Name
-	http        bool // it is declared to be HTTP
+	http        bool // it is declared to be HTTP, of any version
 	auto        bool // nothing is declared
 	learnt      *learnt
 	picker      balance.Picker
@@ -111,6 +142,7 @@ type endpointKey struct {
 	balance.Key
 	address, serverName string
 	protocol            catalog.Protocol
+	upgrade             bool
 	service, source     spiffe.ID
 	serial              string  // of our certificate: a renewed one gets connections of its own
 	roots               ca.Hash // of the peer's trust domain
@@ -122,8 +154,9 @@ type endpoint struct {
 	key               endpointKey
 	port              string
 	state             *balance.State
-	pool              *l7.Pool // for HTTP; nil where there is none
-	made              time.Time
+	pools
+	old  atomic.Bool // of upgrade: its proxy is too old for HTTP/2
+	made time.Time
 	// expires is the earliest end of a peer's certificate in the pool, in unix seconds; 0 while there was none.
 	expires atomic.Int64
 }
@@ -179,15 +212,13 @@ func (p *Plane) compileInbound(s, before *snapshot, in proxy.Inbound) *inboundRo
 			limit = max(limit, nameConnect)
 		}
 		o := newOutside(in)
-		app = &localApp{outside: o, pool: l7.NewPool(l7.PoolConfig{
-			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialApp(ctx, address, o) },
-			ConnectTimeout: limit,
-			Limits:         p.limits.Head,
+		app = &localApp{outside: o, pools: p.newPools(in.Protocol, false, limit, func(ctx context.Context, v version) (net.Conn, error) {
+			return p.dialApp(ctx, address, o, v)
 		})}
 	}
 	s.apps[key] = app
 	return &inboundRoute{
-		Inbound: in, destination: name, policy: s.policies[name].compiled, app: app.pool, outside: app.outside, leaf: s.leaves[in.Service],
+		Inbound: in, destination: name, policy: s.policies[name].compiled, app: app, outside: app.outside, leaf: s.leaves[in.Service],
 	}
 }
 
@@ -226,7 +257,7 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 	route := &upstreamRoute{
 		source: l.Source, cluster: cl,
 		destination: catalog.Name{Namespace: cl.Service.Namespace, Name: cl.Service.Name},
-		http:        cl.Protocol == catalog.ProtocolHTTP,
+		http:        cl.Protocol.HTTP(),
 		auto:        cl.Protocol.OrAuto() == catalog.ProtocolAuto,
 		budget:      s.budgets[balance.Key{Generation: s.config.Position.Generation, Cluster: cl.Name}],
 	}
@@ -240,7 +271,7 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 	candidates := make([]balance.Candidate, 0, len(cl.Endpoints))
 	for _, ep := range cl.Endpoints {
 		key := endpointKey{
-			Key: s.stateKey(cl, ep), address: ep.Address, serverName: ep.ServerName, protocol: cl.Protocol.OrAuto(),
+			Key: s.stateKey(cl, ep), address: ep.Address, serverName: ep.ServerName, protocol: cl.Protocol.OrAuto(), upgrade: cl.Upgrade,
 			service: cl.Service, source: l.Source, serial: serial, roots: s.config.Bundle.Hash(cl.Service.TrustDomain),
 		}
 		e := s.endpoints[key]
@@ -264,15 +295,8 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 
 func (p *Plane) newEndpoint(key endpointKey, instance, port string, state *balance.State) *endpoint {
 	e := &endpoint{instance: instance, address: key.address, key: key, port: port, state: state, made: time.Now()}
-	switch key.protocol {
-	case catalog.ProtocolHTTP, catalog.ProtocolAuto:
-		e.pool = l7.NewPool(l7.PoolConfig{
-			Dial:           func(ctx context.Context) (net.Conn, error) { return p.dialEndpoint(ctx, e, alpnHTTP1) },
-			ConnectTimeout: p.limits.ConnectTimeout + p.limits.HandshakeTimeout,
-			Limits:         p.limits.Head,
-		})
-	default:
-	}
+	e.pools = p.newPools(key.protocol, key.upgrade, p.limits.ConnectTimeout+p.limits.HandshakeTimeout,
+		func(ctx context.Context, v version) (net.Conn, error) { return p.dialHTTP(ctx, e, v) })
 	return e
 }
 
@@ -311,13 +335,13 @@ func (s *snapshot) stale(now time.Time) bool {
 // retire closes the idle connections of pools that the next snapshot does not have. Requests that run on them end in peace.
 func (s *snapshot) retire(next *snapshot) {
 	for key, e := range s.endpoints {
-		if next.endpoints[key] != e && e.pool != nil {
-			e.pool.CloseIdle()
+		if next.endpoints[key] != e {
+			e.retire()
 		}
 	}
 	for key, app := range s.apps {
 		if next.apps[key] != app {
-			app.pool.CloseIdle()
+			app.retire()
 		}
 	}
 }

@@ -50,10 +50,9 @@ func TestTCPDeniedIsReset(t *testing.T) {
 		intention *intentions.Intention
 		reason    intentions.Reason
 	}{
-		"no intention":      {catalog.ProtocolTCP, nil, intentions.ReasonNoIntention},
-		"deny":              {catalog.ProtocolTCP, deny(), intentions.ReasonAction},
-		"HTTP rules, auto":  {catalog.ProtocolAuto, rules, intentions.ReasonNotHTTP},
-		"HTTP rules, http2": {catalog.ProtocolHTTP2, rules, intentions.ReasonNotHTTP},
+		"no intention":     {catalog.ProtocolTCP, nil, intentions.ReasonNoIntention},
+		"deny":             {catalog.ProtocolTCP, deny(), intentions.ReasonAction},
+		"HTTP rules, auto": {catalog.ProtocolAuto, rules, intentions.ReasonNotHTTP},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

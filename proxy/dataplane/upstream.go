@@ -33,15 +33,15 @@ func (p *Plane) serveUpstream(ctx context.Context, nc *sock.Conn, name string) {
 	case route.auto:
 		p.serveAuto(ctx, l, nc, route)
 	case route.http:
-		p.serveWeb(ctx, l, nc, route)
+		p.serveDeclared(ctx, l, nc, route)
 	default:
 		p.serveTCP(ctx, l, nc, route)
 	}
 }
 
 // serveWeb serves a connection that speaks HTTP.
-func (p *Plane) serveWeb(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute) {
-	p.serveHTTP(ctx, l, p.egress, nc, l7.ConnInfo{Source: route.source, User: l})
+func (p *Plane) serveWeb(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute, v version) {
+	p.serveHTTP(ctx, l, v, nc, l7.ConnInfo{Source: route.source, User: l})
 }
 
 // serveTCP carries a connection as it is.
@@ -106,7 +106,7 @@ func (p *Plane) connect(ctx context.Context, l *link, route *upstreamRoute) (ser
 		e, state := route.endpoints[i], route.states[i]
 		state.Begin()
 		p.health.picked(route, state)
-		conn, err := p.dialEndpoint(ctx, e, alpnTCP)
+		conn, _, err := p.dialEndpoint(ctx, e, alpnTCP)
 		if err == nil {
 			l.adopt(conn)
 			return conn, func() { state.End(); budget.sessions.Add(-1) }, ""
@@ -136,17 +136,26 @@ func (l *link) adopt(conn interface{ NetConn() net.Conn }) {
 }
 
 // serveHTTP serves a connection's requests until it ends.
-func (p *Plane) serveHTTP(ctx context.Context, l *link, server *l7.Server, nc net.Conn, info l7.ConnInfo) {
-	conn := server.NewConn(nc, info)
+func (p *Plane) serveHTTP(ctx context.Context, l *link, v version, nc net.Conn, info l7.ConnInfo) {
+	servers := &p.egress
+	if l.direction == inbound {
+		servers = &p.ingress
+	}
+	var conn served
+	if v == two {
+		conn = servers.two.NewConn(nc, info)
+	} else {
+		conn = servers.one.NewConn(nc, info)
+	}
 	l.mu.Lock()
-	l.http = conn
+	l.http, l.shared = conn, v == two
 	cut, drained, retired := l.cut, l.drained || p.impatient.Load(), p.draining.Load()
 	l.mu.Unlock()
 	if cut {
 		conn.Abort(l7.PolicyChanged)
 	}
 	if retired {
-		conn.Retire()
+		retire(conn)
 	}
 	if drained {
 		conn.Drain()

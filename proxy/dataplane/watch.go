@@ -258,14 +258,16 @@ func (t *tap) follow(ctx context.Context, emit func(flow.Answer) error) error {
 }
 
 // requestEnded tells of an HTTP request that failed, or that somebody may watch.
-func (p *Plane) requestEnded(side direction, r *l7.Record, l *link) {
+func (p *Plane) requestEnded(side direction, r *l7.Record, a *attempt) {
 	seen := flow.Seen{
 		Direction: flow.Direction(side), Verdict: requestVerdict(r), Source: r.Source, Method: r.Method, Path: r.Path, Status: r.Status,
 		Told: r.ErrorID != "",
 	}
-	if l != nil {
-		seen.Destination = l.target
-		l.edge.count(side, r.Reason, seen.Verdict)
+	if a != nil {
+		seen.Destination = a.target
+		if a.edge != nil {
+			a.edge.count(side, r.Reason, seen.Verdict)
+		}
 	}
 	p.watch.tell(&seen, func() flow.Record {
 		rec := newRecord(flow.HTTP, &seen, time.Now().Add(-r.Duration), r.Duration)
@@ -273,7 +275,7 @@ func (p *Plane) requestEnded(side direction, r *l7.Record, l *link) {
 		rec.Method, rec.Authority, rec.Path = cut(r.Method, flow.MaxMethod), cut(r.Authority, flow.MaxHost), cut(r.Path, flow.MaxPath)
 		if e, ok := errors.AsType[*l7.Error](r.Err); ok {
 			switch {
-			case e.Detail != "" && (e.Reason != l7.Denied || l != nil && l.decision.Reason == intentions.ReasonNone):
+			case e.Detail != "" && (e.Reason != l7.Denied || a != nil && a.decision.Reason == intentions.ReasonNone):
 				rec.Cause = cut(e.Detail, flow.MaxCause)
 			case e.Err != nil:
 				rec.Cause = cut(e.Err.Error(), flow.MaxCause)
@@ -282,7 +284,11 @@ func (p *Plane) requestEnded(side direction, r *l7.Record, l *link) {
 		if far, ok := errors.AsType[*farAnswer](r.Err); ok {
 			rec.Reason, rec.Cause = far.reason, far.Error()
 		}
-		p.finish(&rec, l)
+		if a == nil {
+			p.finish(&rec, nil, nil)
+		} else {
+			p.finish(&rec, a.link, &a.account)
+		}
 		return rec
 	})
 }
@@ -294,11 +300,11 @@ type farAnswer struct{ reason string }
 func (e *farAnswer) Error() string { return "answered by the destination's proxy: " + e.reason }
 
 // noteFar takes note of an answer of the destination's proxy: the caller's host then knows the id that its client was told.
-func noteFar(r *l7.Record, head *l7.ResponseHead) {
+func noteFar(r *l7.Record, head *l7.ResponseHead, grpc bool) {
 	if r.ErrorID != "" { // of an answer that another try has replaced
 		r.ErrorID, r.Err = "", nil
 	}
-	if head.Status < 400 {
+	if head.Status < 400 && !grpc {
 		return
 	}
 	if id, ok := head.Fields.Value(l7.FieldErrorID, 0); ok && flow.ValidID(string(id)) {
@@ -380,7 +386,7 @@ func (p *Plane) tellSession(l *link, verdict flow.Verdict, reason Reason, sent, 
 		if route := p.current().upstreams[l.listener]; route != nil && reason == ReasonDenied {
 			rec.Cause = cut(route.cluster.Denied, flow.MaxCause)
 		}
-		p.finish(&rec, l)
+		p.finish(&rec, l, &l.account)
 		return rec
 	})
 }
@@ -422,7 +428,7 @@ func newRecord(kind flow.Kind, seen *flow.Seen, began time.Time, took time.Durat
 }
 
 // finish adds what the link, if there is one, and the plan in force tell.
-func (p *Plane) finish(rec *flow.Record, l *link) {
+func (p *Plane) finish(rec *flow.Record, l *link, of *account) {
 	s := p.current()
 	rec.Plan = s.config.Position
 	if rec.ErrorID == "" && rec.Verdict != flow.Passed {
@@ -437,7 +443,7 @@ func (p *Plane) finish(rec *flow.Record, l *link) {
 	} else if route := s.upstreams[l.listener]; route != nil {
 		rec.Port = route.cluster.Port
 	}
-	d := l.decision
+	d := of.decision
 	rec.Decision = string(d.Reason)
 	if !d.Key.IsZero() {
 		rec.Intention = d.Key.String()

@@ -204,8 +204,12 @@ func services() collection {
 			if !ok || old.Err != nil {
 				return nil, nil
 			}
+			shape := s.WithDefaults()
+			for i := range shape.Ports {
+				shape.Ports[i].Upgrade = false // how it is carried may change at any time
+			}
 			for i := range tx.Snapshot().InstancesOf(k) {
-				if err := old.Value.Agrees(s); err != nil {
+				if err := old.Value.Agrees(shape); err != nil {
 					return nil, &client.Error{
 						Code: client.CodeConflict, Message: fmt.Sprintf("service %s has instances (node %s): %v", k.Short(), i.Node, err),
 						Next: "change the definitions on its nodes first, or give the new shape a new name",
@@ -388,20 +392,15 @@ func portWarnings(service catalog.Service, i intentions.Intention) ([]string, er
 				Field:   "rules",
 				Problem: fmt.Sprintf("port %s of %s is declared tcp: HTTP rules can't be checked there; use an action, or name the HTTP ports in ports", p.Name, service.Ref().Short()),
 			})
-		default:
-			warnings = append(warnings, fmt.Sprintf("port %s of %s is declared %s, which this version carries as TCP: with HTTP rules all of it is denied; declare it http",
-				p.Name, service.Ref().Short(), p.Protocol))
 		}
 	}
 	return warnings, nil
 }
 
-// carriesRequests reports whether proxies of this version see requests on a port
-// of the protocol, rather than connections. On one without a declaration they see
-// those of HTTP/1, which they know by their bytes.
-func carriesRequests(p catalog.Protocol) bool {
-	return p == catalog.ProtocolHTTP || p.OrAuto() == catalog.ProtocolAuto
-}
+// carriesRequests reports whether proxies see requests on a port of the protocol,
+// rather than connections. On one without a declaration they see those of HTTP,
+// which they know by their bytes.
+func carriesRequests(p catalog.Protocol) bool { return p != catalog.ProtocolTCP }
 
 // sourceID returns the identity of a local service, or the SPIFFE ID that source
 // spells out.
