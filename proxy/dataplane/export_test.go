@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"net/netip"
+	"time"
 )
 
 // AppendMember is for tests that hold it against encoding/json.
@@ -24,3 +25,12 @@ func AgeNames(p *Plane) {
 		one.tried = one.tried.Add(-2 * nameFresh)
 	}
 }
+
+// ParseTimeout, AppendTimeout and ParseStatus are for tests of what gRPC's fields may hold.
+func ParseTimeout(b []byte) (time.Duration, bool) { return parseTimeout(b) }
+
+// AppendTimeout writes what ParseTimeout reads.
+func AppendTimeout(b []byte, d time.Duration) []byte { return appendTimeout(b, d) }
+
+// ParseStatus reads a status.
+func ParseStatus(b []byte) int { return parseStatus(b) }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
+	"github.com/meshd/meshd/proxy/dataplane"
 	"github.com/meshd/meshd/proxy/flow"
 )
 
@@ -247,4 +248,26 @@ func TestGRPCStream(t *testing.T) {
 	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) != 0 || resp.Trailer.Get("Grpc-Status") != "0" {
 		t.Errorf("the end: %v, %v, %v", rest, err, resp.Trailer)
 	}
+}
+
+// FuzzGRPCFields: whatever peers write there, a time-out is never made longer than it was, nor shorter by more than what 8 digits
+// can't say.
+func FuzzGRPCFields(f *testing.F) {
+	for _, s := range []string{"1S", "99999999n", "99999999H", "1H", "0u", "", "S", "1", "-1S", "100000000S", "5", "16", "17"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if status := dataplane.ParseStatus(b); status < 0 || status > 16 {
+			t.Fatalf("%q is status %d", b, status)
+		}
+		d, ok := dataplane.ParseTimeout(b)
+		if !ok {
+			return
+		}
+		text := dataplane.AppendTimeout(nil, d)
+		again, ok := dataplane.ParseTimeout(text)
+		if !ok || len(text) > 9 || again > d || d-again > d/1e7 {
+			t.Fatalf("%q is %s, written as %q, which is %s, %v", b, d, text, again, ok)
+		}
+	})
 }
