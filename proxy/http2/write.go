@@ -51,9 +51,9 @@ func (c *conn) writeLoop() {
 		}
 		c.leave = false
 		c.mu.Unlock()
-		if c.link.yields {
-			runtime.Gosched() // more may become ready, for the same write
-		}
+		// While others go on, more becomes ready for the same write: a quarter to a
+		// third of the CPU per exchange where many are under way, on two CPUs, too.
+		runtime.Gosched()
 		c.fill()
 		c.flush()
 		c.mu.Lock()
