@@ -75,7 +75,7 @@ func TestHandOver(t *testing.T) {
 			t.Fatalf("restart %d, on %s: exit %d: %s", i, m.Name, r.Code, r.Stderr)
 		}
 		took = append(took, time.Since(begun).Round(time.Millisecond))
-		if now := m.servingPID(); now == pid || now == 0 {
+		if now := m.servingPID(); now == pid {
 			t.Errorf("restart %d, on %s: process %d serves, and %d before", i, m.Name, now, pid)
 		}
 		<-time.After(700 * time.Millisecond)
@@ -114,18 +114,21 @@ func TestHandOver(t *testing.T) {
 	})
 }
 
-// servingPID returns the process of the host's proxy that serves, 0 if there is none.
-func (m *member) servingPID() int {
+// servingPID returns the process of the host's proxy that serves, as soon as there is one.
+func (m *member) servingPID() (pid int) {
 	m.T.Helper()
-	r := m.Run("meshctl", "proxy", "status", "--local", "--agent-socket", m.Path("agent.sock"), "-o", "csv")
-	found := regexp.MustCompile(`(?m)^[^,]*,(\d+),active,`).FindStringSubmatch(r.Stdout)
-	if found == nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(found[1])
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	eventually(m.T, 10*time.Second, "a proxy serves on "+m.Name, func() string {
+		r := m.Run("meshctl", "proxy", "status", "--local", "--agent-socket", m.Path("agent.sock"), "-o", "csv")
+		found := regexp.MustCompile(`(?m)^[^,]*,(\d+),active,`).FindStringSubmatch(r.Stdout)
+		if found == nil {
+			return r.Stdout + r.Stderr
+		}
+		var err error
+		if pid, err = strconv.Atoi(found[1]); err != nil {
+			m.T.Fatal(err)
+		}
+		return ""
+	})
 	return pid
 }
 

@@ -45,8 +45,8 @@ type footprint struct {
 
 // measured is one process under test.
 type measured struct {
-	name    string
-	process *process
+	name string
+	pid  func() int
 	// metrics returns the text of its own metrics, in which prefix stands before
 	// the names of the usual ones.
 	metrics func() string
@@ -58,7 +58,7 @@ type measured struct {
 
 func (m *measured) sample(t *testing.T) footprint {
 	t.Helper()
-	pid := m.process.PID()
+	pid := m.pid()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatalf("%s: %v", m.name, err)
@@ -224,8 +224,9 @@ func session(dial func(string) (net.Conn, error), text string) error {
 	return err
 }
 
-// TestSoak: under a mixed load and with a new plan each second, no process of the
-// mesh grows once it is warm, and no request is lost. `make soak` runs it for long.
+// TestSoak: under a mixed load, with a new plan each second and a new proxy each
+// minute, no process of the mesh grows once it is warm, and no request is lost.
+// `make soak` runs it for long.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	length := soakTime(t)
@@ -245,6 +246,10 @@ func TestSoak(t *testing.T) {
 	period := min(time.Minute, length/10)
 	row := time.NewTicker(period)
 	defer row.Stop()
+	// By turns on one host and the other: what is compared is then also one process with another.
+	handOver := time.NewTicker(min(time.Minute, length/4))
+	defer handOver.Stop()
+	handovers := 0
 	begun, before := time.Now(), value(t, all[0].metrics(), "mesh_plan_revision")
 	for ctx.Err() == nil {
 		select {
@@ -252,8 +257,14 @@ func TestSoak(t *testing.T) {
 		case <-change.C:
 			changes++
 			s.changePlan(changes)
+		case <-handOver.C:
+			m := []*member{s.web, s.api}[handovers%2]
+			handovers++
+			if r := m.Run("meshctl", "proxy", "restart", "--agent-socket", m.Path("agent.sock")); r.Code != 0 {
+				t.Errorf("restart %d, on %s: exit %d: %s", handovers, m.Name, r.Code, r.Stderr)
+			}
 		case <-row.C:
-			line := fmt.Sprintf("soak %6s %7d requests %6d sessions %5d plans", time.Since(begun).Round(time.Second), load.requests.Load(), load.sessions.Load(), changes)
+			line := fmt.Sprintf("soak %6s %7d requests %6d sessions %5d plans %3d restarts", time.Since(begun).Round(time.Second), load.requests.Load(), load.sessions.Load(), changes, handovers)
 			for _, m := range all {
 				f := m.sample(t)
 				m.seen = append(m.seen, f)
@@ -289,12 +300,12 @@ func (s *spine) measured() []*measured {
 		return s.server.Run("curl", "--silent", "--show-error", "--unix-socket", s.server.Path("server.sock"), "http://server/v1/metrics").Stdout
 	}
 	return []*measured{
-		{name: "web proxy", process: s.web.proxy, metrics: of(s.web, 7491)},
-		{name: "api proxy", process: s.api.proxy, metrics: of(s.api, 7491)},
-		{name: "web agent", process: s.web.agent, metrics: of(s.web, 7490), prefix: "mesh_agent_"},
-		{name: "api agent", process: s.api.agent, metrics: of(s.api, 7490), prefix: "mesh_agent_"},
+		{name: "web proxy", pid: s.web.servingPID, metrics: of(s.web, 7491)},
+		{name: "api proxy", pid: s.api.servingPID, metrics: of(s.api, 7491)},
+		{name: "web agent", pid: s.web.agent.PID, metrics: of(s.web, 7490), prefix: "mesh_agent_"},
+		{name: "api agent", pid: s.api.agent.PID, metrics: of(s.api, 7490), prefix: "mesh_agent_"},
 		// It remembers the last 2,000 changes of intentions: every second change.
-		{name: "server", process: s.daemon, metrics: server, history: 4},
+		{name: "server", pid: s.daemon.PID, metrics: server, history: 4},
 	}
 }
 
