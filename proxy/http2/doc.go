@@ -1,5 +1,5 @@
 // Package http2 carries exchanges of package l7 over HTTP/2 (RFC 9113, RFC
-// 8441): [Server] is a serving end. It is made for a proxy: a connection has one
+// 8441): [Server] is a serving end, [Pool] a forwarding one. They are made for a proxy: a connection has one
 // goroutine that reads, one that writes while there is something to write, and
 // none per stream unless the other end blocks; frames of all streams that are
 // ready go out in one system call; and nothing is allocated per stream once its
