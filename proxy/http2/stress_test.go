@@ -137,7 +137,7 @@ func one(ctx context.Context, c *http.Client, addr string, rnd *rand.Rand) strin
 		if kind == 0 || kind == 2 || kind == 3 && body.fail > 0 {
 			return ""
 		}
-		return err.Error()
+		return fmt.Sprintf("kind %d, %d bytes to %s: %v", kind, size, path, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // the end of it
 	if kind == 4 && rnd.IntN(2) == 0 {
@@ -162,7 +162,7 @@ func one(ctx context.Context, c *http.Client, addr string, rnd *rand.Rand) strin
 		}
 		return ""
 	case err != nil:
-		return err.Error()
+		return fmt.Sprintf("kind %d, %d bytes to %s: %s, %d bytes came: %v", kind, size, path, resp.Status, len(got), err)
 	case resp.StatusCode != http.StatusOK || string(got) != want:
 		return fmt.Sprintf("%s, %d bytes, want %d", resp.Status, len(got), len(want))
 	}
