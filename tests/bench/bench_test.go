@@ -121,7 +121,7 @@ func TestEveryCase(t *testing.T) {
 			}
 		}
 	}
-	for _, who := range []string{"h2 mesh-proxy", "h2 versus", "h2 nghttpx", "h2 HAProxy", "h2 net/http", "h2-two-hops nghttpx", "h2-two-hops HAProxy"} {
+	for _, who := range []string{"h2 mesh-proxy", "h2 versus", "h2 nghttpx", "h2 HAProxy", "h2 net/http", "h2-two-hops mesh-proxy", "h2-two-hops versus", "h2-two-hops nghttpx", "h2-two-hops HAProxy"} {
 		scenario, name, _ := strings.Cut(who, " ")
 		for _, what := range []string{"saturation 100 %s h2", "saturation 10k %s h2", "saturation 100 %s unary", "saturation 10k %s unary", "saturation 100 %s streaming", "rate 100 %s h2"} {
 			want[scenario+" "+fmt.Sprintf(what, name)] = 1

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/proxy/l7"
 	"github.com/meshd/meshd/tests/bench/load"
 )
@@ -248,9 +249,14 @@ func (f *field) check(ctx context.Context, l lane) error {
 func carriesCaller(head string) bool {
 	for line := range strings.Lines(head) {
 		name, value, _ := strings.Cut(line, ": ")
-		by, uri, _ := strings.Cut(l7.ForwardedClientCert(api(), web()), ";")
-		if strings.EqualFold(name, "x-forwarded-client-cert") {
-			return strings.HasPrefix(value, by+";") && strings.HasSuffix(value, ";"+uri+"\r\n")
+		if !strings.EqualFold(name, "x-forwarded-client-cert") {
+			continue
+		}
+		for _, callee := range []spiffe.ID{api(), service(clusterName(http2Cluster))} {
+			by, uri, _ := strings.Cut(l7.ForwardedClientCert(callee, web()), ";")
+			if strings.HasPrefix(value, by+";") && strings.HasSuffix(value, ";"+uri+"\r\n") {
+				return true
+			}
 		}
 	}
 	return false

@@ -76,7 +76,8 @@ func (f *field) meshPair(ctx context.Context, name, program string) error {
 		parts = append(parts, part{role: id, pids: []int{pid}, metrics: "http://" + metrics + "/metrics"})
 	}
 	parts[1].mesh = meshes[0]
-	f.lanes = append(f.lanes, lane{scenario: mutual, name: name, address: upstreams[httpCluster], parts: parts}, lane{scenario: stream, name: name, address: upstreams[streamCluster], parts: parts})
+	f.lanes = append(f.lanes, lane{scenario: mutual, name: name, address: upstreams[httpCluster], parts: parts}, lane{scenario: stream, name: name, address: upstreams[streamCluster], parts: parts},
+		lane{scenario: mutual2, name: name, address: upstreams[http2Cluster], parts: parts})
 	return inForce(ctx, server, processes)
 }
 
@@ -121,8 +122,11 @@ const meshPort = "main"
 func instance(i int) string { return fmt.Sprintf("i%d", i) }
 
 func protocol(cluster int) catalog.Protocol {
-	if cluster == streamCluster {
+	switch cluster {
+	case streamCluster:
 		return catalog.ProtocolTCP
+	case http2Cluster:
+		return catalog.ProtocolHTTP2
 	}
 	return catalog.ProtocolHTTP
 }
@@ -141,12 +145,8 @@ func (f *field) calleePlan(server *feed.Server) ([]string, error) {
 		plan.Listeners = append(plan.Listeners, proxy.Listener{Name: name, Kind: proxy.ListenMesh, Address: address})
 		sockets[name] = files[i]
 	}
-	for _, cluster := range []int{httpCluster, streamCluster} {
+	for cluster, local := range map[int]string{httpCluster: f.backend, streamCluster: f.stream, http2Cluster: f.backend2} {
 		name := clusterName(cluster)
-		local := f.backend
-		if cluster == streamCluster {
-			local = f.stream
-		}
 		for i := range endpoints {
 			plan.Inbounds = append(plan.Inbounds, proxy.Inbound{
 				ServerName: proxy.ServerName(meshPort, instance(i), name, catalog.DefaultNamespace), Service: service(name),
