@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,14 +14,26 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 )
 
 // What a soak puts on the mesh, per second.
 const (
 	soakRequests = 300 // half of them on new connections
+	soakHTTP2    = 100 // of HTTP/2, on kept connections
+	soakCalls    = 100 // of gRPC: unary ones, and messages of streams
 	soakSessions = 50  // TCP, opened and closed
 	soakChanges  = 1   // of the plan
 )
+
+// soakCall is how long a stream of gRPC lives, in messages.
+const soakCall = 50
 
 // soakTime is how long TestSoak runs: SOAKTIME, and short in `make test`.
 func soakTime(t *testing.T) time.Duration {
@@ -46,7 +59,8 @@ type footprint struct {
 // measured is one process under test.
 type measured struct {
 	name string
-	pid  func() int
+	// pid is the process, which another one may follow.
+	pid func() int
 	// metrics returns the text of its own metrics, in which prefix stands before
 	// the names of the usual ones.
 	metrics func() string
@@ -141,9 +155,9 @@ func (h *host) dialer() func(addr string) (net.Conn, error) {
 
 // traffic is a mixed load at a constant rate.
 type traffic struct {
-	requests, sessions atomic.Int64
-	mu                 sync.Mutex
-	failed             []string
+	requests, sessions, calls atomic.Int64
+	mu                        sync.Mutex
+	failed                    []string
 }
 
 func (l *traffic) fail(problem string) {
@@ -162,6 +176,13 @@ func (l *traffic) run(ctx context.Context, dial func(string) (net.Conn, error)) 
 	}
 	clients := []*http.Client{http1(false), http1(true)}
 	defer clients[0].CloseIdleConnections()
+	cc, err := grpc.NewClient("passthrough:///127.0.0.1:9194", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(_ context.Context, addr string) (net.Conn, error) { return dial(addr) }))
+	if err != nil {
+		l.fail("gRPC: " + err.Error())
+		return
+	}
+	defer cc.Close() //nolint:errcheck // its calls are over
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	every := func(perSecond, parallel int, work func(i int)) {
@@ -193,12 +214,63 @@ func (l *traffic) run(ctx context.Context, dial func(string) (net.Conn, error)) 
 		}
 		l.requests.Add(1)
 	})
+	h2 := &http.Client{Timeout: 10 * time.Second, Transport: prior()}
+	h2.Transport.(*http.Transport).DialContext = func(_ context.Context, _, addr string) (net.Conn, error) { return dial(addr) } //nolint:errcheck,forcetypeassert // by its making
+	defer h2.CloseIdleConnections()
+	every(soakHTTP2, 8, func(i int) {
+		if problem := get(h2, "http://127.0.0.1:9193/"+strconv.Itoa(i)); problem != "" {
+			l.fail("HTTP/2: " + problem)
+		}
+		l.requests.Add(1)
+	})
+	every(soakCalls, 200, func(i int) {
+		l.calls.Add(1)
+		if err := call(ctx, cc, i%soakCall == 0); err != nil && ctx.Err() == nil {
+			l.fail("gRPC: " + err.Error())
+		}
+	})
 	every(soakSessions, 8, func(i int) {
 		if err := session(dial, fmt.Sprintf("%01024d", i)); err != nil {
 			l.fail("TCP: " + err.Error())
 		}
 		l.sessions.Add(1)
 	})
+}
+
+// call makes a unary call of gRPC, or opens a stream and exchanges messages on it
+// for some seconds.
+func call(ctx context.Context, cc *grpc.ClientConn, stream bool) error {
+	if !stream {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		_, err := healthpb.NewHealthClient(cc).Check(ctx, &healthpb.HealthCheckRequest{})
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	messages, err := reflectionpb.NewServerReflectionClient(cc).ServerReflectionInfo(ctx)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(3 * time.Second / soakCall)
+	defer tick.Stop()
+	for i := range soakCall {
+		err := messages.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+		if err == nil {
+			_, err = messages.Recv()
+		}
+		if err != nil {
+			return fmt.Errorf("message %d of a stream: %w", i, err)
+		}
+		<-tick.C
+	}
+	if err := messages.CloseSend(); err != nil {
+		return err
+	}
+	if _, err := messages.Recv(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("the end of a stream: %w", err)
+	}
+	return nil
 }
 
 // session opens a connection to echo, sends a text, and reads it and the end.
@@ -224,14 +296,38 @@ func session(dial func(string) (net.Conn, error), text string) error {
 	return err
 }
 
-// TestSoak: under a mixed load, with a new plan each second and a new proxy each
-// minute, no process of the mesh grows once it is warm, and no request is lost.
-// `make soak` runs it for long.
+// newSoak is a spine with services of HTTP/2 and gRPC besides.
+func newSoak(t *testing.T) *spine {
+	t.Helper()
+	s := &spine{cluster: newCluster(t)}
+	s.web, s.api = s.join("vm-a", "web"), s.join("vm-b", "api,echo,api2,greeter")
+	s.serve()
+	srv := sink2(s.api.Listen("127.0.0.1:8071"), &crowd{})
+	t.Cleanup(func() { _ = srv.Close() })
+	greeter := grpc.NewServer()
+	healthpb.RegisterHealthServer(greeter, health.NewServer())
+	reflection.Register(greeter)
+	l := s.api.Listen("127.0.0.1:8072")
+	go func() { _ = greeter.Serve(l) }()
+	t.Cleanup(greeter.Stop)
+	s.web.define("web.hcl", strings.TrimSuffix(webDefinition, "}\n")+"  upstream \"api2\" { local_port = 9193 }\n  upstream \"greeter\" { local_port = 9194 }\n}\n")
+	s.api.define("http2.hcl", "service \"api2\" {\n  port     = 8071\n  protocol = \"http2\"\n}\nservice \"greeter\" {\n  port     = 8072\n  protocol = \"grpc\"\n}\n")
+	for _, name := range []string{"api2", "greeter"} {
+		s.meshctl(0, "intention", "allow", "web", name, "--wait")
+	}
+	s.allowed()
+	s.web.listens(9194)
+	s.web.answers(15*time.Second, "200", "--http2-prior-knowledge", "http://127.0.0.1:9193/")
+	return s
+}
+
+// TestSoak: under a mixed load of HTTP/1.1, HTTP/2, gRPC and TCP, with a new plan
+// each second and a proxy replaced each minute, no process of the mesh grows once
+// it is warm, and nothing is lost. `make soak` runs it for long.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	length := soakTime(t)
-	s := newSpine(t)
-	s.allowed()
+	s := newSoak(t)
 	all := s.measured()
 	dial := s.web.dialer()
 
@@ -264,7 +360,8 @@ func TestSoak(t *testing.T) {
 				t.Errorf("restart %d, on %s: exit %d: %s", handovers, m.Name, r.Code, r.Stderr)
 			}
 		case <-row.C:
-			line := fmt.Sprintf("soak %6s %7d requests %6d sessions %5d plans %3d restarts", time.Since(begun).Round(time.Second), load.requests.Load(), load.sessions.Load(), changes, handovers)
+			line := fmt.Sprintf("soak %6s %7d requests %6d calls %6d sessions %5d plans %3d restarts", time.Since(begun).Round(time.Second), load.requests.Load(),
+				load.calls.Load(), load.sessions.Load(), changes, handovers)
 			for _, m := range all {
 				f := m.sample(t)
 				m.seen = append(m.seen, f)
