@@ -36,10 +36,11 @@ const (
 )
 
 // retryPause is the time between two attempts at one leader, grace how long a
-// write that is on its way to a leader is waited for when there is another.
+// write that is on its way to a leader is waited for when there is another: an old
+// leader that lives answers at once when it is told so, one whose disk hangs never.
 const (
 	retryPause = 50 * time.Millisecond
-	grace      = time.Second
+	grace      = 300 * time.Millisecond
 )
 
 // maxText bounds a text in a reply.
