@@ -15,6 +15,10 @@ import (
 // and any with a header block.
 const greetTimeout = 10 * time.Second
 
+// likelyStreams is what a peer is taken to allow before it has said so: RFC 9113
+// section 6.5.2 asks it for no less. Those above would be refused.
+const likelyStreams = 100
+
 var errNoPong = errors.New("the upstream does not answer PING any more")
 
 // upstreamConn is a connection of a pool: the forwarding end's role.
@@ -50,7 +54,7 @@ type watched struct {
 
 func newUpstreamConn(p *Pool, nc net.Conn) *upstreamConn {
 	now := l7.Instant()
-	uc := &upstreamConn{pool: p, nextID: 1, most: p.cfg.HTTP2.Streams, idleSince: now, heard: now}
+	uc := &upstreamConn{pool: p, nextID: 1, most: min(p.cfg.HTTP2.Streams, likelyStreams), idleSince: now, heard: now}
 	c := &uc.conn
 	c.link.init(nc)
 	c.client, c.lost, c.wrong = true, l7.UpstreamReset, l7.UpstreamProtocol

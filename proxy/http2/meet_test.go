@@ -12,6 +12,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -281,4 +282,35 @@ func TestClientsVanish(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestThousandStreams has as many exchanges under way at once, through a proxy
+// whose peers allow 100 and 250 streams per connection.
+func TestThousandStreams(t *testing.T) {
+	t.Parallel()
+	const n = 1000
+	var arrived atomic.Int32
+	all := make(chan struct{})
+	app := netHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		if arrived.Add(1) == n {
+			close(all)
+		}
+		select {
+		case <-all:
+			_, _ = io.WriteString(w, "together")
+		case <-r.Context().Done():
+		case <-time.After(30 * time.Second):
+			_, _ = io.WriteString(w, fmt.Sprint("alone with ", arrived.Load()))
+		}
+	})
+	pool := newPool(t, hop(t, 2, 2, app), func(c *http2.PoolConfig) { c.ConnectTimeout = 20 * time.Second })
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			if g := pull(pool.Forward(newExchange("GET /", nil)), true); g.Body != "together" {
+				t.Errorf("got %+v", g)
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -32,7 +32,7 @@ type PoolConfig struct {
 	// PingTimeout is how long the answer may take; 5 s.
 	PingTimeout time.Duration
 	// MaxConns bounds the connections. Another one is opened when the streams
-	// that the peer allows are used up; 8.
+	// that the peer allows are used up; 16.
 	MaxConns int
 	// MaxWaiting bounds the exchanges that wait for a connection or a stream;
 	// 1024. Further ones fail with Overload.
@@ -40,7 +40,7 @@ type PoolConfig struct {
 	// Limits bound a response's head.
 	Limits http1.Limits
 	// HTTP2 bounds what else the upstream may do. Streams is how many exchanges we
-	// give to one connection, if the upstream allows as many. Window is made large
+	// give to one connection, if the upstream allows as many; 256. Window is made large
 	// enough that streams whose clients do not read cannot stop the others.
 	HTTP2 Limits
 	// Counters, if not nil, count what limits refused.
@@ -82,10 +82,13 @@ func NewPool(cfg PoolConfig) *Pool { //nolint:gocritic // made once per endpoint
 	def(&cfg.PingAfter, 15*time.Second)
 	def(&cfg.PingTimeout, 5*time.Second)
 	if cfg.MaxConns == 0 {
-		cfg.MaxConns = 8
+		cfg.MaxConns = 16
 	}
 	if cfg.MaxWaiting == 0 {
 		cfg.MaxWaiting = 1024
+	}
+	if cfg.HTTP2.Streams == 0 {
+		cfg.HTTP2.Streams = 256
 	}
 	cfg.Limits, cfg.HTTP2 = cfg.Limits.WithDefaults(), cfg.HTTP2.WithDefaults()
 	cfg.HTTP2.Window = max(cfg.HTTP2.Window, cfg.HTTP2.Streams*cfg.HTTP2.StreamWindow)
