@@ -110,6 +110,21 @@ func serve(tb testing.TB, h l7.Handler, change func(*http2.ServerConfig)) *servi
 	return s
 }
 
+// tell logs what failed, but for clients that went away.
+func (s *serving) tell(tb testing.TB) {
+	tb.Helper()
+	s.recs.mu.Lock()
+	defer s.recs.mu.Unlock()
+	for i := range s.recs.all {
+		if r := &s.recs.all[i]; r.Reason != l7.None && r.Reason != l7.ClientGone {
+			tb.Logf("%s: %s: %d, %v", s.addr, r.Path, r.Status, r.Err)
+		}
+	}
+	for range len(s.ended) {
+		tb.Logf("%s: a connection ended: %v", s.addr, <-s.ended)
+	}
+}
+
 // conn returns the only connection.
 func (s *serving) conn() *http2.Conn {
 	s.mu.Lock()

@@ -95,6 +95,10 @@ func TestManyAtOnce(t *testing.T) {
 				})
 			}
 			wg.Wait()
+			if t.Failed() { // what the proxy thinks about it
+				near.tell(t)
+				far.tell(t)
+			}
 			for range workers * each / 2 { // of those that were given up before they began there is none
 				near.recs.next(t)
 			}
