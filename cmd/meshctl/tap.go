@@ -369,6 +369,9 @@ func result(r *flow.Record) string {
 	if r.Status != 0 {
 		words = append(words, strconv.Itoa(r.Status))
 	}
+	if r.GRPC != "" {
+		words = append(words, r.GRPC)
+	}
 	switch {
 	case r.Verdict == flow.Refused:
 		words = append(words, "refused", r.Reason)

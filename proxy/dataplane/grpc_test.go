@@ -119,7 +119,7 @@ func TestGRPC(t *testing.T) {
 		found = append(found, a.Records...)
 		return nil
 	})
-	if err != nil || len(found) != 1 || found[0].Reason != "denied" {
+	if err != nil || len(found) != 1 || found[0].Reason != "denied" || found[0].GRPC != "PERMISSION_DENIED" {
 		t.Errorf("the caller's proxy knows of the denial: %+v, %v", found, err)
 	}
 }

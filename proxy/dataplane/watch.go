@@ -287,6 +287,9 @@ func (p *Plane) requestEnded(side direction, r *l7.Record, a *attempt) {
 		if a == nil {
 			p.finish(&rec, nil, nil)
 		} else {
+			if a.grpc {
+				rec.GRPC = statusName(a.status)
+			}
 			p.finish(&rec, a.link, &a.account)
 		}
 		return rec

@@ -85,6 +85,8 @@ type Record struct {
 	Path      string `json:"path,omitempty"`
 	// Status is what the client was sent; 0 if it got no response.
 	Status int `json:"status,omitempty"`
+	// GRPC is the status of a request of gRPC, for example "NOT_FOUND"; "none" if there was none.
+	GRPC string `json:"grpc_status,omitempty"`
 	// Sent is from source to destination, Received the way back.
 	Sent     int64 `json:"bytes_sent"`
 	Received int64 `json:"bytes_received"`
