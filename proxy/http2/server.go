@@ -15,8 +15,9 @@ const (
 	// drainPing is the PING behind the first GOAWAY of a drain: its answer says that
 	// the client has seen that.
 	drainPing = 0x6d657368647e7e21
-	// drainWait is how long it may take.
-	drainWait = time.Second
+	// drainWait is how long it may take. What the client sent before it saw the first
+	// GOAWAY is refused after that, so it covers a host that stalls for seconds.
+	drainWait = 5 * time.Second
 )
 
 // ServerConfig is what the connections of one listener share.

@@ -23,6 +23,8 @@ const (
 	handoverRequests = 400 // a quarter each: GET and POST, on new and on kept connections
 	handoverSessions = 30  // TCP, of half a second
 	handoverSockets  = 20  // WebSocket, of a second
+	handoverCalls    = 200 // HTTP/2, one request and one answer
+	handoverStreams  = 20  // gRPC, of a second, both ways
 )
 
 // handovers is how often TestHandOver replaces a proxy, and at how many times the load: RESTARTS and RESTARTLOAD, little in
@@ -49,10 +51,13 @@ func TestHandOver(t *testing.T) {
 	t.Parallel()
 	restarts, factor := handovers(t)
 	s := &spine{cluster: newCluster(t)}
-	s.web, s.api = s.join("vm-a", "web"), s.join("vm-b", "api,echo,ws")
+	s.web, s.api = s.join("vm-a", "web"), s.join("vm-b", "api,echo,ws,rpc")
 	s.serve()
-	s.web.define("web.hcl", strings.Replace(webDefinition, "}\n}", "}\n  upstream \"ws\" { local_port = 9193 }\n}", 1))
+	s.web.define("web.hcl", strings.Replace(webDefinition, "}\n}", "}\n  upstream \"ws\" { local_port = 9193 }\n  upstream \"rpc\" { local_port = 9194 }\n}", 1))
 	s.api.define("ws.hcl", "service \"ws\" {\n  port     = 8060\n  protocol = \"http\"\n}\n")
+	s.api.define("rpc.hcl", "service \"rpc\" {\n  port     = 8050\n  protocol = \"grpc\"\n}\n")
+	serveCalls(t, s.api.Listen("127.0.0.1:8050"))
+	s.meshctl(0, "intention", "allow", "web", "rpc", "--wait")
 	serveUpgrades(t, s.api.Listen("127.0.0.1:8060"))
 	s.meshctl(0, "intention", "allow", "web", "ws", "--wait")
 	s.allowed()
@@ -87,12 +92,12 @@ func TestHandOver(t *testing.T) {
 	}
 	stop()
 	running.Wait()
-	say("%s: %d restarts, the slowest took %s; %d requests, %d TCP sessions, %d WebSockets, %d failed", t.Name(), restarts, longest(took),
-		l.requests.Load(), l.sessions.Load(), l.sockets.Load(), len(l.failed))
+	say("%s: %d restarts, the slowest took %s; %d requests, %d TCP sessions, %d WebSockets, %d calls, %d streams, %d failed", t.Name(), restarts, longest(took),
+		l.requests.Load(), l.sessions.Load(), l.sockets.Load(), l.calls.Load(), l.streams.Load(), len(l.failed))
 	if len(l.failed) > 0 {
 		t.Errorf("%d failed; the first: %s", len(l.failed), strings.Join(l.failed[:min(5, len(l.failed))], "; "))
 	}
-	if n := l.requests.Load(); n < int64(restarts*50) || l.sessions.Load() == 0 || l.sockets.Load() == 0 {
+	if n := l.requests.Load(); n < int64(restarts*50) || l.sessions.Load() == 0 || l.sockets.Load() == 0 || l.calls.Load() == 0 || l.streams.Load() == 0 {
 		t.Errorf("%d requests, %d sessions, %d WebSockets: this proves nothing", n, l.sessions.Load(), l.sockets.Load())
 	}
 	for _, m := range []*member{s.web, s.api} {
@@ -105,7 +110,7 @@ func TestHandOver(t *testing.T) {
 		})
 	}
 	// Each upgrade is a request, too.
-	want := before + float64(l.requests.Load()+l.sockets.Load())
+	want := before + float64(l.requests.Load()+l.sockets.Load()+l.calls.Load()+l.streams.Load())
 	eventually(t, 10*time.Second, "every request is counted, once", func() string {
 		if now := s.counted(t); now != want {
 			return fmt.Sprintf("%v are, want %v", now, want)
@@ -189,6 +194,8 @@ type mixed struct {
 	dial    func(string) (net.Conn, error)
 	factor  int
 	sockets atomic.Int64
+	calls   atomic.Int64
+	streams atomic.Int64
 }
 
 func (l *mixed) run(ctx context.Context) {
@@ -237,6 +244,24 @@ func (l *mixed) run(ctx context.Context) {
 		}
 		l.requests.Add(1)
 	})
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	rpc := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		Protocols: protocols, DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return l.dial(address) },
+	}}
+	defer rpc.CloseIdleConnections()
+	every(handoverCalls, 32, func(int) {
+		if err := callLines(rpc, 1, 0); err != nil {
+			l.fail("call: " + err.Error())
+		}
+		l.calls.Add(1)
+	})
+	every(handoverStreams, 64, func(int) {
+		if err := callLines(rpc, 5, 200*time.Millisecond); err != nil {
+			l.fail("stream: " + err.Error())
+		}
+		l.streams.Add(1)
+	})
 	every(handoverSessions, 64, func(i int) {
 		if err := l.talk("127.0.0.1:9192", "", 5, 100*time.Millisecond); err != nil {
 			l.fail("TCP: " + err.Error())
@@ -249,6 +274,100 @@ func (l *mixed) run(ctx context.Context) {
 		}
 		l.sockets.Add(1)
 	})
+}
+
+// serveCalls answers every call by what it sends, as it comes, and a status in the trailers.
+func serveCalls(t *testing.T, l net.Listener) {
+	t.Helper()
+	protocols := &http.Protocols{}
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Trailer", "grpc-status")
+		flow := http.NewResponseController(w)
+		if flow.Flush() != nil { // the head goes first
+			return
+		}
+		status := "0"
+		for in, line := bufio.NewReader(r.Body), ""; ; {
+			var err error
+			if line, err = in.ReadString('\n'); err == io.EOF { //nolint:errorlint // as it is
+				break
+			}
+			if err == nil {
+				_, err = io.WriteString(w, line)
+			}
+			if err != nil || flow.Flush() != nil {
+				status = "2"
+				break
+			}
+		}
+		w.Header().Set("grpc-status", status)
+	})}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+}
+
+// callBody is the body of a call. A client may begin it anew on another connection, after a GOAWAY that says that the server has not
+// looked at the request; were that not so, the request would be counted twice.
+type callBody struct {
+	mu sync.Mutex
+	in *io.PipeWriter
+}
+
+func (l *callBody) begin() (io.ReadCloser, error) {
+	out, in := io.Pipe()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.in = in
+	return out, nil
+}
+
+func (l *callBody) writer() *io.PipeWriter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.in
+}
+
+// callLines sends n lines with pauses, and reads each of them back, and the status.
+func callLines(c *http.Client, n int, pause time.Duration) error {
+	sent := &callBody{}
+	body, err := sent.begin()
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequest(http.MethodPost, "http://127.0.0.1:9194/mesh.Echo/Lines", body)
+	if err != nil {
+		return err
+	}
+	req.GetBody = sent.begin
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("Te", "trailers")
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()     //nolint:errcheck // read to its end
+	defer sent.writer().Close() //nolint:errcheck // a pipe
+	in := bufio.NewReader(resp.Body)
+	for i := range n {
+		line := fmt.Sprintf("line %d\n", i)
+		if _, err := io.WriteString(sent.writer(), line); err != nil {
+			return err
+		}
+		if got, err := in.ReadString('\n'); err != nil || got != line {
+			return fmt.Errorf("line %d came back as %q, mesh-error=%q: %w", i, got, resp.Header.Get("mesh-error"), err)
+		}
+		<-time.After(pause)
+	}
+	_ = sent.writer().Close() // a pipe
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return err
+	}
+	if status := resp.Trailer.Get("grpc-status"); status != "0" {
+		return fmt.Errorf("status %q, mesh-error=%q", status, resp.Header.Get("mesh-error"))
+	}
+	return nil
 }
 
 // post sends what a client does not send a second time.
