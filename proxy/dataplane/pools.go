@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -34,7 +35,7 @@ func (p *Plane) newPools(protocol catalog.Protocol, upgrade bool, limit time.Dur
 	if protocol == catalog.ProtocolHTTP2 || protocol == catalog.ProtocolGRPC || protocol == catalog.ProtocolAuto || upgrade {
 		ps.two = http2.NewPool(http2.PoolConfig{
 			Dial:           func(ctx context.Context) (net.Conn, error) { return dial(ctx, two) },
-			ConnectTimeout: limit, Limits: p.limits.Head, HTTP2: p.limits.HTTP2, Counters: &p.http2,
+			ConnectTimeout: limit, Limits: p.limits.Head, HTTP2: shared(p.limits.HTTP2), Counters: &p.http2,
 		})
 	}
 	return ps
@@ -110,16 +111,29 @@ type servers struct {
 }
 
 func (p *Plane) newServers(side direction, handler func(version) l7.Handler) servers {
-	shared := l7.ServerConfig{
+	common := l7.ServerConfig{
 		Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
 		Sink: func(r *l7.Record) { p.record(side, r) },
 	}
-	first, second := shared, shared
+	first, second := common, common
 	first.Handler, second.Handler = handler(one), handler(two)
+	bounds := p.limits.HTTP2
+	if side == inbound {
+		bounds = shared(bounds)
+		bounds.Streams, bounds.Window = cmp.Or(bounds.Streams, 1000), cmp.Or(bounds.Window, 16<<20)
+	}
 	return servers{
 		one: l7.NewServer(first),
-		two: http2.NewServer(http2.ServerConfig{ServerConfig: second, Bounds: p.limits.HTTP2, Counters: &p.http2}),
+		two: http2.NewServer(http2.ServerConfig{ServerConfig: second, Bounds: bounds, Counters: &p.http2}),
 	}
+}
+
+// shared are the limits of a connection that carries the streams of many clients,
+// each of which was held to the limits of a client before: one that gives up what
+// it asked for must not end the streams of the others.
+func shared(l http2.Limits) http2.Limits {
+	l.Resets = cmp.Or(l.Resets, 10_000)
+	return l
 }
 
 // http2Metrics are what the limits of HTTP/2 refused.

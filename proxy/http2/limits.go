@@ -16,7 +16,8 @@ type Limits struct {
 	// Window bounds what we hold of a connection's data; 1 MiB.
 	Window int
 	// Resets is how many streams may be reset within 30 s, by the peer before they
-	// were over, or by us because of what the peer sent on them; 100.
+	// were over, or by us because of what the peer sent on them; 100. A request whose
+	// head is larger than the limit counts as one.
 	Resets int
 	// Control is how many frames may come that bring nothing (PING, SETTINGS,
 	// PRIORITY, WINDOW_UPDATE, DATA without data, unknown ones). Each stream and

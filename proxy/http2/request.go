@@ -70,7 +70,10 @@ func (r *requestHead) read(d *hpack.Decoder, block []byte, lists hpack.Limits, l
 	switch {
 	case err == nil:
 	case isListTooLarge(err):
-		r.refused = errHeadTooLarge
+		// Many may wait for their answer: none holds what was read of it.
+		r.refused, r.arena, r.cookies = errHeadTooLarge, nil, 0
+		clear(r.fields)
+		r.fields = r.fields[:0]
 	default:
 		return violation(CompressionError, err)
 	}
@@ -312,6 +315,8 @@ func (c *Conn) head(id uint32, s *stream, block []byte, end bool) error {
 		return violation(StreamClosed, errClosedStream)
 	case ending: // RFC 9113 section 6.8: it was told
 		return c.skipHead(block)
+	case crowded:
+		return c.turnAway(id, block)
 	}
 	x := c.srv.get()
 	if err := x.head.read(c.dec, block, c.lists, &c.srv.cfg.Limits); err != nil {
@@ -322,23 +327,36 @@ func (c *Conn) head(id uint32, s *stream, block []byte, end bool) error {
 	x.pinned = true
 	var h l7.Head
 	host, ok := x.head.complete(&h, end, &c.srv.cfg.Limits)
-	if !ok || crowded {
+	if !ok {
 		c.conn.mu.Lock()
 		c.note(id)
 		c.conn.mu.Unlock()
 		x.recycle()
-		if !ok {
-			c.count.Malformed.Add(1)
-			return c.refuse(id, ProtocolError)
-		}
-		c.count.Refused.Add(1)
-		if !c.acked {
-			return c.decline(id, RefusedStream)
-		}
-		return c.refuse(id, RefusedStream)
+		c.count.Malformed.Add(1)
+		return c.refuse(id, ProtocolError)
 	}
+	tooLarge := x.head.refused == errHeadTooLarge
 	c.exchange(x, id, &h, host, end)
+	if tooLarge { // cheap to send, and dear to take
+		return c.countReset()
+	}
 	return nil
+}
+
+// turnAway refuses a stream beyond the limit, whose head nobody reads. A client
+// that does not know the limit yet is not blamed.
+func (c *Conn) turnAway(id uint32, block []byte) error {
+	if err := c.skipHead(block); err != nil {
+		return err
+	}
+	c.conn.mu.Lock()
+	c.note(id)
+	c.conn.mu.Unlock()
+	c.count.Refused.Add(1)
+	if !c.acked {
+		return c.decline(id, RefusedStream)
+	}
+	return c.refuse(id, RefusedStream)
 }
 
 // exchange begins an exchange.

