@@ -52,6 +52,12 @@ func (s *stand) expect(t *testing.T, d door, v vector) {
 	for _, sight := range o.sights {
 		seen = append(seen, sight.Line)
 	}
+	if v.preface && d == upstream {
+		if len(seen) > 0 || len(o.responses) > 0 || o.err == nil {
+			t.Errorf("HTTP/1 behind a preface of HTTP/2: the application saw %q, the client %+v, %v", seen, o.responses, o.err)
+		}
+		return
+	}
 	if v.short {
 		if slices.ContainsFunc(seen, func(line string) bool { return line != "POST /ok/x" }) {
 			t.Errorf("the application saw %q, want POST /ok/x or nothing", seen)

@@ -23,6 +23,10 @@ type vector struct {
 	// mayClose says that the connection may be closed after the first response:
 	// the proxy need not wait for the body of what it denied.
 	mayClose bool
+	// preface begins HTTP/2, which applications may speak on a listener of HTTP and
+	// other proxies only if they have agreed on it: what is behind it is no HTTP/1
+	// there, and nothing of it may be a request.
+	preface bool
 }
 
 const canary = "GET /canary HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n"
@@ -274,6 +278,7 @@ func requestLines() []vector {
 		"HTTP/0.9 spelt out", line("GET /ok/x HTTP/0.9"),
 		"HTTP/2.0", line("GET /ok/x HTTP/2.0"),
 		"HTTP/9.9", line("GET /ok/x HTTP/9.9"),
+	), rows(vector{status: []int{505}, body: -1, preface: true},
 		"preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 	), passed("GET /ok/x", 0, "absolute form", line("GET http://app/ok/x HTTP/1.1")),
 		passed("GET /ok/x", 0, "absolute form in capitals", line("GET HTTP://APP/ok/x HTTP/1.1")),

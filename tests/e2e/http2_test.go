@@ -24,9 +24,8 @@ const (
 	atHTTP2, atNghttpd, atHTTP1 = "http://127.0.0.1:9601", "http://127.0.0.1:9602", "http://127.0.0.1:9604"
 )
 
-// manyStreams are open at once to one instance, between proxies that keep eight
-// connections of a hundred streams.
-const manyStreams = 700
+// manyStreams are open at once to one instance.
+const manyStreams = 1000
 
 // prior is a transport with prior knowledge of HTTP/2.
 func prior() *http.Transport {
