@@ -543,7 +543,7 @@ func (f *forward) repeats(err *l7.Error) bool {
 	}
 	_, ours := errors.AsType[*ConnError](err.Err)
 	return err.Reason == l7.UpstreamReset && !ours && f.attempts == 0 && f.ex.Body == nil &&
-		f.uc.served.Load() && repeatable(f.ex.Request.Method)
+		f.uc.served.Load() && http1.Repeatable(f.ex.Request.Method)
 }
 
 // recycle implements owner: no connection has the stream any more.

@@ -235,7 +235,7 @@ func appendRequest(e *hpack.Encoder, dst []byte, ex *l7.Exchange, path *[]byte) 
 	case ex.Upgrade != "":
 	case ex.Body != nil && h.Length >= 0:
 		dst = e.Length(dst, h.Length)
-	case ex.Body == nil && expectsBody(h.Method):
+	case ex.Body == nil && http1.ExpectsBody(h.Method):
 		dst = e.Length(dst, 0)
 	}
 	if ex.ExpectContinue {
@@ -262,25 +262,4 @@ func isKey(name []byte) bool {
 		}
 	}
 	return true
-}
-
-// expectsBody names the methods whose requests say that they have no body (RFC
-// 9110 section 8.6).
-func expectsBody(method []byte) bool {
-	switch string(method) {
-	case "POST", "PUT", "PATCH":
-		return true
-	default:
-		return false
-	}
-}
-
-// repeatable names the methods that may be sent twice (RFC 9110 section 9.2.2).
-func repeatable(method []byte) bool {
-	switch string(method) {
-	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
-		return true
-	default:
-		return false
-	}
 }

@@ -277,7 +277,7 @@ func (f *forward) appendHead(out []byte) []byte {
 	case ex.Upgrade == "websocket":
 		out = append(out, http1.LineWebSocket...)
 	case ex.Body == nil:
-		if expectsBody(h.Method) {
+		if http1.ExpectsBody(h.Method) {
 			out = http1.AppendLength(out, 0)
 		}
 	case h.Length >= 0:
@@ -302,33 +302,12 @@ func appendFields(out []byte, fields http1.Fields) []byte {
 	return http1.AppendFields(out, fields)
 }
 
-// expectsBody names the methods whose requests say that they have no body (RFC
-// 9110 section 8.6).
-func expectsBody(method []byte) bool {
-	switch string(method) {
-	case "POST", "PUT", "PATCH":
-		return true
-	default:
-		return false
-	}
-}
-
-// repeatable names the methods that may be sent twice (RFC 9110 section 9.2.2).
-func repeatable(method []byte) bool {
-	switch string(method) {
-	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
-		return true
-	default:
-		return false
-	}
-}
-
 // mayRepeat reports the one safe case of sending again: a kept connection died
 // before a byte of the response, and the request has no body and changes
 // nothing by coming twice.
 func (f *forward) mayRepeat(err error) bool {
 	var refused *http1.Error
-	return f.reused && f.ex.Body == nil && f.src.buf.w == 0 && repeatable(f.ex.Request.Method) &&
+	return f.reused && f.ex.Body == nil && f.src.buf.w == 0 && http1.Repeatable(f.ex.Request.Method) &&
 		f.cancelReason() == None && !errors.As(err, &refused) && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
