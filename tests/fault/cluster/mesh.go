@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,7 +158,8 @@ type Traffic struct {
 	work sync.WaitGroup
 
 	// Repeat lets a request be sent once more when its connection is closed without
-	// an answer: a proxy that stops ends those on which nothing has come yet.
+	// an answer: a proxy that stops ends those on which nothing has come yet. One that
+	// comes just then is met by a reset instead of an end.
 	Repeat atomic.Bool
 
 	mu       sync.Mutex
@@ -186,7 +188,7 @@ func (m *Mesh) Traffic(rate int) *Traffic {
 				}
 				path := fmt.Sprintf("/%d-%d", i, n)
 				err := call(client, path)
-				again := errors.Is(err, io.EOF) && tr.Repeat.Load()
+				again := unanswered(err) && tr.Repeat.Load()
 				if again {
 					err = call(client, path)
 				}
@@ -203,6 +205,11 @@ func (m *Mesh) Traffic(rate int) *Traffic {
 		})
 	}
 	return tr
+}
+
+// unanswered reports whether the connection ended before a byte of an answer came.
+func unanswered(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // End stops the requests; each that was not answered is an error of the test.
