@@ -37,6 +37,7 @@ type forward struct {
 	queuedAt int64 // under the pool's lock
 
 	mu        sync.Mutex
+	turn      uint64        // counts the exchanges that used f
 	uc        *upstreamConn // that the stream is on
 	sid       uint32        // its number, 0 before it is open
 	begun     bool
@@ -72,6 +73,7 @@ func (f *forward) start(ex *l7.Exchange) {
 	f.body.begin(ex.Body)
 	f.pull.Unlock()
 	f.mu.Lock()
+	f.turn++
 	f.uc, f.sid, f.attempts, f.deadline, f.interims, f.got0 = nil, 0, 0, 0, 0, 0
 	f.begun, f.busy, f.closed, f.released, f.done, f.leaving, f.again = false, false, false, false, false, false, false
 	f.final, f.given, f.cancelled, f.blocked, f.look = false, false, false, false, false
@@ -192,35 +194,6 @@ func (f *forward) Trailers() http1.Fields {
 	return f.trail.Fields
 }
 
-// Cancel aborts the exchange.
-func (f *forward) Cancel(r l7.Reason) {
-	if r != l7.None {
-		f.abort(&l7.Error{Reason: r})
-	}
-}
-
-// abort ends the exchange from our side. What was received is void, unless it is
-// whole and was returned.
-func (f *forward) abort(e *l7.Error) {
-	f.mu.Lock()
-	if f.closed || f.cancelled || f.wholeLocked() {
-		f.mu.Unlock()
-		return
-	}
-	f.cancelled = true
-	f.failed = e
-	uc, id := f.uc, f.sid
-	w := f.awakeLocked()
-	f.mu.Unlock()
-	if uc != nil {
-		code := Cancelled
-		uc.conn.kill(&f.stream, id, e, &code)
-	}
-	if w != nil {
-		w.Wake()
-	}
-}
-
 // wholeLocked reports that the response was returned to its end.
 func (f *forward) wholeLocked() bool {
 	if f.uc == nil || !f.given {
@@ -270,16 +243,6 @@ func (f *forward) arm() {
 	}
 }
 
-// expire is the timer's. It may come late, when the deadline is another one's.
-func (f *forward) expire() {
-	f.mu.Lock()
-	early := f.deadline == 0 || l7.Instant() < f.deadline
-	f.mu.Unlock()
-	if !early {
-		f.abort(errDeadline)
-	}
-}
-
 // watch is asked about once a second while the stream is open. got is what came so far.
 func (f *forward) watch(uc *upstreamConn, id uint32, got int64) {
 	f.pull.Lock()
@@ -299,79 +262,13 @@ func (f *forward) watch(uc *upstreamConn, id uint32, got int64) {
 		f.look = true
 		(*sleeper)(f).Wake()
 	}
+	turn := f.turn
 	f.mu.Unlock()
 	f.pull.Unlock()
 	if silent {
 		uc.conn.count.Idle.Add(1)
-		f.abort(errSilent)
+		f.abortTurn(turn, errSilent)
 	}
-}
-
-// Close ends the exchange for this side.
-func (f *forward) Close() {
-	f.mu.Lock()
-	f.closed = true
-	if f.timer != nil {
-		f.timer.Stop()
-	}
-	f.deadline, f.waker = 0, nil
-	reason := l7.EarlyResponse
-	if f.failed != nil {
-		reason = f.failed.Reason
-	}
-	f.mu.Unlock()
-	f.pull.Lock() // from here on the writer does not look at the exchange
-	f.ex = nil
-	f.pull.Unlock()
-	f.body.stop(reason)
-
-	f.mu.Lock()
-	f.released = true
-	uc, id := f.uc, f.sid
-	if uc == nil {
-		free := !f.busy
-		f.mu.Unlock()
-		if free || f.pool.forget(f) { // else who has it sees that it is over
-			f.put()
-		}
-		return
-	}
-	over := f.done
-	f.mu.Unlock()
-	c := &uc.conn
-	c.mu.Lock()
-	complete := over && f.stream.ended
-	c.mu.Unlock()
-	if !complete {
-		code := Cancelled
-		c.kill(&f.stream, id, errClosed, &code)
-	}
-	f.leave(uc)
-}
-
-// leave takes the stream off its connection once both are done with it: the
-// writer, and the consumer, or who sends it again.
-func (f *forward) leave(uc *upstreamConn) {
-	f.mu.Lock()
-	now := f.uc == uc && f.done && (f.closed || f.again) && !f.leaving
-	f.leaving = f.leaving || now
-	f.mu.Unlock()
-	if now {
-		uc.conn.detach(&f.stream)
-	}
-}
-
-// put gives f back to the pool.
-func (f *forward) put() {
-	f.body.release()
-	f.head.clear()
-	f.trail.clear()
-	f.interim = nil
-	select {
-	case <-f.rang:
-	default:
-	}
-	f.pool.forwards.Put(f)
 }
 
 // attach puts f on a connection. The pool's lock is held. It reports false if
@@ -439,7 +336,7 @@ func (f *forward) sendHead() (bool, error) {
 	}
 	c := &uc.conn
 	if !c.open(&f.stream, id) {
-		return false, errUnprocessed
+		return false, uc.ended()
 	}
 	uc.nextID += 2
 	f.body.at = 0
@@ -538,10 +435,13 @@ func (f *forward) repeats(err *l7.Error) bool {
 	if reset, ok := errors.AsType[*ResetError](err.Err); ok {
 		return reset.Code == RefusedStream
 	}
+	_, ours := errors.AsType[*ConnError](err.Err)
+	if ours && !f.uc.served.Load() {
+		return false // who is there does not speak HTTP/2
+	}
 	if err == errUnprocessed || f.sid == 0 && err.Reason == l7.UpstreamReset {
 		return true
 	}
-	_, ours := errors.AsType[*ConnError](err.Err)
 	return err.Reason == l7.UpstreamReset && !ours && f.attempts == 0 && f.ex.Body == nil &&
 		f.uc.served.Load() && http1.Repeatable(f.ex.Request.Method)
 }

@@ -143,6 +143,17 @@ func (uc *upstreamConn) number(f *forward) (uint32, error) {
 	return uc.nextID, nil
 }
 
+// ended returns what the connection's end means to a request that did not get on it.
+func (uc *upstreamConn) ended() *l7.Error {
+	c := &uc.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure == nil || uc.served.Load() {
+		return errUnprocessed
+	}
+	return &l7.Error{Reason: c.lost, Err: c.failure}
+}
+
 // head implements role.
 func (uc *upstreamConn) head(id uint32, _ *stream, block []byte, end bool) error {
 	c := &uc.conn

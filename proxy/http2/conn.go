@@ -92,10 +92,11 @@ type conn struct {
 	unacked    int   // consumed, not yet granted anew
 	running    bool  // the writer
 	asleep     bool
-	leave      bool // the writer is to end if it has nothing to do
-	ticking    bool // the reader looks up every second
-	ending     bool // nothing is read any more
-	mute       bool // nothing can be written any more
+	leave      bool       // the writer is to end if it has nothing to do
+	ticking    bool       // the reader looks up every second
+	ending     bool       // nothing is read any more
+	failure    *ConnError // why, if it is because of what came
+	mute       bool       // nothing can be written any more
 	aborted    l7.Reason
 	hasty      bool // the reader is to know when the last stream is gone
 	resetUpTo  uint32
@@ -280,7 +281,7 @@ func (l *lender) Return() {
 // shut ends all streams, and lets the writer end after it has told the peer why.
 func (c *conn) shut(failure *ConnError, err error) {
 	c.mu.Lock()
-	c.ending = true
+	c.ending, c.failure = true, failure
 	switch {
 	case failure != nil:
 		c.control = appendGoAway(c.control, c.peerHighest(), failure.Code, failure.Err.Error())

@@ -181,9 +181,16 @@ func TestPoolOtherProtocol(t *testing.T) {
 		_, _ = io.Copy(io.Discard, nc)
 		_ = nc.Close()
 	}()
-	pool := newPool(t, ln.Addr().String(), nil)
-	if g := pull(pool.Forward(newExchange("GET /", nil)), false); g.Reason != l7.UpstreamProtocol {
-		t.Errorf("got %+v", g)
+	var dials atomic.Int32
+	pool := newPool(t, ln.Addr().String(), func(c *http2.PoolConfig) {
+		dial := c.Dial
+		c.Dial = func(ctx context.Context) (net.Conn, error) {
+			dials.Add(1)
+			return dial(ctx)
+		}
+	})
+	if g := pull(pool.Forward(newExchange("GET /", nil)), false); g.Reason != l7.UpstreamProtocol || dials.Load() != 1 {
+		t.Errorf("after %d dials: got %+v", dials.Load(), g)
 	}
 	_ = ln.Close()
 	<-done

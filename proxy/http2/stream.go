@@ -304,13 +304,21 @@ func (c *conn) grant(s *stream, n int) {
 }
 
 // kill ends a stream because of err, which its consumer gets unless all came
-// already, and with a code resets it. id is 0 for one that was not opened yet, of
-// which the caller knows that it is not detached. Others may be gone already.
+// already, and with a code resets it. Others may have ended it already.
 func (c *conn) kill(s *stream, id uint32, err *l7.Error, code *ErrCode) {
+	if w, ok := c.condemn(s, id, err, code); ok {
+		c.execute(s, err, w)
+	}
+}
+
+// condemn is the first half of kill: from here on the stream is dead, and is not used again before execute, which the
+// caller must call if it returns true, without a lock. id is 0 for a stream that was not opened yet, of which the caller
+// sees to it that it is not detached meanwhile.
+func (c *conn) condemn(s *stream, id uint32, err *l7.Error, code *ErrCode) (wake l7.Waker, ok bool) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if id != 0 && c.streams[id] != s || s.dead || s.detached {
-		c.mu.Unlock()
-		return
+		return nil, false
 	}
 	s.dead, s.pinned, s.killedBy = true, true, err
 	if code != nil && s.id != 0 && !c.ending {
@@ -318,16 +326,19 @@ func (c *conn) kill(s *stream, id uint32, err *l7.Error, code *ErrCode) {
 		c.resetUpTo = max(c.resetUpTo, s.id)
 		c.ring()
 	}
-	var w l7.Waker
 	if !s.ended && s.failed == nil {
 		s.failed = err
-		w = s.drop(c)
+		wake = s.drop(c)
 	}
+	return wake, true
+}
+
+// execute is the second half of kill.
+func (c *conn) execute(s *stream, err *l7.Error, wake l7.Waker) {
 	o := s.owner
-	c.mu.Unlock()
 	o.killed(err)
-	if w != nil {
-		w.Wake()
+	if wake != nil {
+		wake.Wake()
 	}
 	c.mu.Lock()
 	s.pinned = false
