@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/ca/spiffe"
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy/detect"
 	"github.com/meshd/meshd/proxy/sock"
 )
@@ -150,7 +151,7 @@ func (p *Plane) arrive(l *link, nc *sock.Conn, route *upstreamRoute, wants func(
 }
 
 // serveDeclared serves a connection to a port that is declared to be HTTP. Which version the client speaks is its own choice; what
-// is none is refused by the server for HTTP/1.
+// is none is refused by the server for the version that was declared.
 func (p *Plane) serveDeclared(ctx context.Context, l *link, nc *sock.Conn, route *upstreamRoute) {
 	a := p.arrive(l, nc, route, func(found detect.Protocol) verdict {
 		if found == detect.Undecided {
@@ -166,7 +167,15 @@ func (p *Plane) serveDeclared(ctx context.Context, l *link, nc *sock.Conn, route
 		_ = nc.Close()
 		return
 	}
-	p.serveWeb(ctx, l, nc, route, a.version())
+	v := a.version()
+	switch a.glance.protocol {
+	case detect.TLS, detect.Opaque:
+		if declared := route.cluster.Protocol; declared == catalog.ProtocolHTTP2 || declared == catalog.ProtocolGRPC {
+			v = two // RFC 9113 section 3.4: a wrong preface ends the connection, and is not answered over HTTP/1
+		}
+	default:
+	}
+	p.serveWeb(ctx, l, nc, route, v)
 }
 
 // version is that of HTTP which the client speaks.

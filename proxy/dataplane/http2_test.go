@@ -381,7 +381,8 @@ func TestDeclaredHTTPTakesNothingElse(t *testing.T) {
 	if _, err := io.WriteString(c, "EHLO client\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if answer, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
-		t.Errorf("it got %q, %v, want 400", answer, err)
+	answer, err := io.ReadAll(c)
+	if goAway := "\x00\x00\x00\x01the connection does not begin with the preface of HTTP/2"; err != nil || !strings.HasSuffix(string(answer), goAway) {
+		t.Errorf("it got %q, %v, want a GOAWAY with PROTOCOL_ERROR", answer, err)
 	}
 }

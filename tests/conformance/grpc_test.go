@@ -1,6 +1,8 @@
 package conformance_test
 
 import (
+	"context"
+	"crypto/tls"
 	"net"
 	"os"
 	"os/exec"
@@ -8,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/ca/spiffe"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/intentions"
@@ -27,8 +30,16 @@ func tool(t *testing.T, folder string, packages ...string) string {
 	return dir
 }
 
-// pair starts two proxies before one application, which web may call.
-func pair(t *testing.T, address string, protocol catalog.Protocol) *rig.Pair {
+// proxies are two of them before one application, which web may call.
+type proxies struct {
+	*rig.Pair
+
+	authority *rig.Authority
+	web       *ca.Leaf
+}
+
+// pair starts two proxies before one application.
+func pair(t *testing.T, address string, protocol catalog.Protocol) *proxies {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mesh-c-") //nolint:usetesting // it must be short, for sockets lie in it
 	if err != nil {
@@ -39,8 +50,13 @@ func pair(t *testing.T, address string, protocol catalog.Protocol) *rig.Pair {
 	if err != nil {
 		t.Fatal(err)
 	}
+	source := spiffe.Service(trustDomain, catalog.DefaultNamespace, "web")
+	web, err := authority.Leaf(source)
+	if err != nil {
+		t.Fatal(err)
+	}
 	p, err := rig.NewPair(t.Context(), rig.Config{
-		Proxy: meshProxy, Dir: dir, Authority: authority, Source: spiffe.Service(trustDomain, catalog.DefaultNamespace, "web"),
+		Proxy: meshProxy, Dir: dir, Authority: authority, Source: source,
 		Apps: []rig.App{{
 			Name: "app", Address: address, Protocol: protocol,
 			Intentions: []intentions.Intention{{Source: "web", Destination: "app", Action: intentions.Allow}},
@@ -54,7 +70,18 @@ func pair(t *testing.T, address string, protocol catalog.Protocol) *rig.Pair {
 			t.Error(err)
 		}
 	})
-	return p
+	return &proxies{Pair: p, authority: authority, web: web}
+}
+
+// dialMesh opens a connection of HTTP/2 to the mesh port, as web's proxy would.
+func (p *proxies) dialMesh(ctx context.Context) (net.Conn, error) {
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: patience}, Config: ca.ClientConfig(ca.ClientOptions{
+		Leaf:       func() (*tls.Certificate, error) { return p.web.TLS(), nil },
+		Bundle:     func() ca.Bundle { return p.authority.Bundle },
+		Accept:     ca.Expect(spiffe.Service(trustDomain, catalog.DefaultNamespace, "app")),
+		ServerName: rig.ServerName("app"), ALPN: []string{"h2"},
+	})}
+	return d.DialContext(ctx, "tcp", p.Mesh)
 }
 
 // free is a port for a program that opens it itself.

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy/http2"
 	"github.com/meshd/meshd/proxy/l7"
 )
@@ -42,16 +43,14 @@ func (f forwarder) Handle(ex *l7.Exchange) l7.Response { return f.to.Forward(ex)
 
 // listenHTTP2 serves HTTP/2 with prior knowledge on loopback before an upstream
 // until the end of the test.
-func listenHTTP2(t *testing.T, to l7.Upstream, bounds http2.Limits) (string, *http2.Counters) {
+func listenHTTP2(t *testing.T, to l7.Upstream) string {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	counters := &http2.Counters{}
 	srv := http2.NewServer(http2.ServerConfig{
 		ServerConfig: l7.ServerConfig{Handler: forwarder{to}, Log: slog.New(slog.DiscardHandler)},
-		Bounds:       bounds, Counters: counters,
 	})
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -75,7 +74,7 @@ func listenHTTP2(t *testing.T, to l7.Upstream, bounds http2.Limits) (string, *ht
 		_ = l.Close()
 		running.Wait()
 	})
-	return l.Addr().String(), counters
+	return l.Addr().String()
 }
 
 // http1Upstream forwards to a server of HTTP/1.1.
@@ -100,16 +99,37 @@ func http2Upstream(t *testing.T, address string) l7.Upstream {
 
 var h2specSummary = regexp.MustCompile(`(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed`)
 
-// TestH2spec: every case of h2spec, the strict ones too, against a plain listener
-// of HTTP/2.
-func TestH2spec(t *testing.T) { //nolint:tparallel // its rows take turns: they wait for timeouts
+// TestH2spec: every case of h2spec, the strict ones too: against a plain listener of HTTP/2, a whole mesh-proxy whose
+// caller speaks HTTP/2 in plain, and the mesh port, as a proxy with a valid identity.
+func TestH2spec(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(tool(t, "h2spec", "."), "h2spec")
 	app := plainApp(t)
-	for name, to := range map[string]l7.Upstream{"before HTTP/1.1": http1Upstream(t, app), "before HTTP/2": http2Upstream(t, app)} {
+	for name, listen := range map[string]func(t *testing.T) string{
+		"a listener before HTTP/1.1": func(t *testing.T) string {
+			t.Helper()
+			return listenHTTP2(t, http1Upstream(t, app))
+		},
+		"a listener before HTTP/2": func(t *testing.T) string {
+			t.Helper()
+			return listenHTTP2(t, http2Upstream(t, app))
+		},
+		"two proxies": func(t *testing.T) string {
+			t.Helper()
+			return pair(t, app, catalog.ProtocolHTTP2).Upstreams["app"]
+		},
+		"two proxies, gRPC": func(t *testing.T) string {
+			t.Helper()
+			return pair(t, app, catalog.ProtocolGRPC).Upstreams["app"]
+		},
+		"the mesh port": func(t *testing.T) string {
+			t.Helper()
+			return inPlain(t, pair(t, app, catalog.ProtocolHTTP2).dialMesh)
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
-			address, _ := listenHTTP2(t, to, http2.Limits{})
-			out, err := exec.CommandContext(t.Context(), program, address).CombinedOutput()
+			t.Parallel()
+			out, err := exec.CommandContext(t.Context(), program, listen(t)).CombinedOutput()
 			got := h2specSummary.FindStringSubmatch(string(out))
 			if err != nil || got == nil || got[1] != got[2] || len(got[1]) < 3 {
 				t.Errorf("h2spec: %v\n%s", err, out)
@@ -118,4 +138,45 @@ func TestH2spec(t *testing.T) { //nolint:tparallel // its rows take turns: they 
 			t.Log(got[0])
 		})
 	}
+}
+
+// inPlain listens on loopback until the end of the test, and carries the bytes of each connection to and from one that
+// dial opens: for programs that cannot speak what dial does.
+func inPlain(t *testing.T, dial func(context.Context) (net.Conn, error)) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() {
+				far, err := dial(ctx)
+				if err != nil {
+					t.Error(err)
+					_ = near.Close()
+					return
+				}
+				defer context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })()
+				running.Go(func() {
+					_, _ = io.Copy(far, near) // most connections here are broken off
+					_ = far.Close()
+				})
+				_, _ = io.Copy(near, far)
+				_ = near.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		_ = l.Close()
+		running.Wait()
+	})
+	return l.Addr().String()
 }
