@@ -161,12 +161,16 @@ func (l *link) close() {
 	}
 }
 
+// drain takes what the peer still sends, in turns with pauses: one that floods costs a read per turn, and is held up by TCP.
 func (l *link) drain() {
-	const most = 1 << 20
+	const (
+		most = 1 << 20
+		turn = 10 * time.Millisecond
+	)
 	if l.nc.SetReadDeadline(time.Now().Add(time.Second)) != nil {
 		return
 	}
-	b := getBuffer(false)
+	b := getBuffer(true)
 	defer b.release()
 	for total := 0; total < most; {
 		n, err := l.nc.Read(b.b)
@@ -174,5 +178,7 @@ func (l *link) drain() {
 			return
 		}
 		total += n
+		pause := time.NewTimer(turn)
+		<-pause.C
 	}
 }

@@ -70,14 +70,22 @@ func (r *requestHead) read(d *hpack.Decoder, block []byte, lists hpack.Limits, l
 	switch {
 	case err == nil:
 	case isListTooLarge(err):
-		// Many may wait for their answer: none holds what was read of it.
-		r.refused, r.arena, r.cookies = errHeadTooLarge, nil, 0
-		clear(r.fields)
-		r.fields = r.fields[:0]
+		r.tooLarge()
 	default:
 		return violation(CompressionError, err)
 	}
 	return nil
+}
+
+// tooLarge drops what was read of a head that is refused for its size, but the method. Many may wait for their answer, and
+// r.arena is used for the next one.
+func (r *requestHead) tooLarge() {
+	method := append(make([]byte, 0, 24), r.pseudo[hpack.Method][:min(24, len(r.pseudo[hpack.Method]))]...)
+	clear(r.fields)
+	clear(r.pseudo[:])
+	clear(r.has[:])
+	r.refused, r.fields, r.host, r.hosts, r.cookies = errHeadTooLarge, r.fields[:0], nil, 0, 0
+	r.pseudo[hpack.Method], r.pseudo[hpack.Path] = method, slash
 }
 
 // field takes one field (RFC 9113 sections 8.2 and 8.3).
@@ -319,8 +327,15 @@ func (c *Conn) head(id uint32, s *stream, block []byte, end bool) error {
 		return c.turnAway(id, block)
 	}
 	x := c.srv.get()
+	if c.spareArena != nil {
+		x.head.arena, c.spareArena = c.spareArena, nil
+	}
 	if err := x.head.read(c.dec, block, c.lists, &c.srv.cfg.Limits); err != nil {
 		return err
+	}
+	tooLarge := x.head.refused == errHeadTooLarge
+	if tooLarge { // cheap to send, and dear to take: at least its memory serves for the next one
+		x.head.arena, c.spareArena = nil, x.head.arena[:0]
 	}
 	x.client = c
 	x.begin(&c.conn, x)
@@ -335,9 +350,8 @@ func (c *Conn) head(id uint32, s *stream, block []byte, end bool) error {
 		c.count.Malformed.Add(1)
 		return c.refuse(id, ProtocolError)
 	}
-	tooLarge := x.head.refused == errHeadTooLarge
 	c.exchange(x, id, &h, host, end)
-	if tooLarge { // cheap to send, and dear to take
+	if tooLarge {
 		return c.countReset()
 	}
 	return nil

@@ -62,8 +62,10 @@ type Conn struct {
 	xfcc []byte
 
 	idleSince int64 // the reader's: since when there is no stream
-	drained   int64 // when Drain's first GOAWAY was sent, 0 for never
-	final     bool  // and the second one
+	// spareArena, the reader's, is what a head that was too large was decoded into.
+	spareArena []byte
+	drained    int64 // when Drain's first GOAWAY was sent, 0 for never
+	final      bool  // and the second one
 }
 
 // NewConn returns a connection to Serve. It does no I/O.

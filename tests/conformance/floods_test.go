@@ -1,15 +1,19 @@
 package conformance_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,13 +29,17 @@ import (
 // what it sends before it is given up.
 const (
 	floodMemory = 32 << 20
-	floodFrames = 200_000
+	floodFrames = 30_000
+	// floodMore is what a hostile client sends still after it was told to go.
+	floodMore = 2000
+	// floodServed is how many requests of each neighbour are answered while the floods go on, which do not end before.
+	floodServed = 10
+	neighbours  = 4
 )
 
 // hostile is a client of HTTP/2 that keeps to no rule but the framing.
 type hostile struct {
 	*xhttp2.Framer
-	nc   net.Conn
 	text bytes.Buffer
 	enc  *hpack.Encoder
 	next uint32
@@ -111,9 +119,9 @@ func floods() []flood {
 }
 
 // run floods one connection until it ends, and returns the code of the GOAWAY that
-// came, and how many pieces were sent.
-func (f flood) run(ctx context.Context, address string) (xhttp2.ErrCode, int, error) {
-	nc, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+// came, and how many pieces were sent before.
+func (f flood) run(ctx context.Context, dial func(context.Context) (net.Conn, error)) (xhttp2.ErrCode, int, error) {
+	nc, err := dial(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -121,13 +129,12 @@ func (f flood) run(ctx context.Context, address string) (xhttp2.ErrCode, int, er
 	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
 		return 0, 0, err
 	}
-	h := &hostile{Framer: xhttp2.NewFramer(nc, nc), nc: nc, next: 1}
+	out := bufio.NewWriterSize(nc, 16<<10) // as many frames as one write takes
+	h := &hostile{Framer: xhttp2.NewFramer(out, nc), next: 1}
 	h.enc = hpack.NewEncoder(&h.text)
 	h.AllowIllegalWrites = true
-	if _, err := io.WriteString(nc, xhttp2.ClientPreface); err != nil {
-		return 0, 0, err
-	}
-	if err := h.WriteSettings(f.settings...); err != nil {
+	_, err = out.WriteString(xhttp2.ClientPreface)
+	if err := errors.Join(err, h.WriteSettings(f.settings...), h.WriteSettingsAck()); err != nil { // else it could not know better
 		return 0, 0, err
 	}
 	if f.before != nil {
@@ -136,29 +143,40 @@ func (f flood) run(ctx context.Context, address string) (xhttp2.ErrCode, int, er
 		}
 	}
 	ended := make(chan error, 1)
-	var code xhttp2.ErrCode
+	var code atomic.Uint32
+	var told atomic.Bool
 	go func() {
 		for {
 			frame, err := h.ReadFrame()
 			if err != nil {
+				told.Store(true)
 				ended <- err
 				return
 			}
 			if away, ok := frame.(*xhttp2.GoAwayFrame); ok {
-				code = away.ErrCode
+				code.Store(uint32(away.ErrCode))
+				told.Store(true)
 			}
 		}
 	}()
-	sent := 0
-	for sent < floodFrames && f.each(h) == nil { // writing fails once the proxy has gone
-		sent++
+	sent, more := 0, floodMore
+	for sent < floodFrames && more > 0 && f.each(h) == nil { // writing fails once the proxy has gone
+		if told.Load() {
+			more--
+		} else {
+			sent++
+		}
+		if (sent+more)%50 == 0 {
+			runtime.Gosched() // the neighbours are in this process, too
+		}
 	}
+	_ = out.Flush()
 	err = <-ended
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		return code, sent, fmt.Errorf("the connection lives after %s", patience)
+		return xhttp2.ErrCode(code.Load()), sent, fmt.Errorf("the connection lives after %s", patience)
 	}
-	return code, sent, nil
+	return xhttp2.ErrCode(code.Load()), sent, nil
 }
 
 // neighbour asks over one connection of HTTP/2 until it is stopped, and keeps how
@@ -210,79 +228,143 @@ func (n *neighbour) once(address string) error {
 	return errors.Join(err, resp.Body.Close())
 }
 
-// p99 returns that of what was asked since the last call.
-func (n *neighbour) p99() time.Duration {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	all := n.took
-	n.took = nil
-	if len(all) == 0 {
-		return 0
+// street is the neighbours of a flood.
+type street []*neighbour
+
+// asked is how often the least busy neighbour has asked since p99 was.
+func (s street) asked() int {
+	least := math.MaxInt
+	for _, n := range s {
+		n.mu.Lock()
+		least = min(least, len(n.took))
+		n.mu.Unlock()
 	}
-	slices.Sort(all)
-	return all[len(all)*99/100]
+	return least
 }
 
-// TestFloods: each flood ends its connection with ENHANCE_YOUR_CALM, costs little
-// memory, and the neighbours are served. What it costs is printed.
+// p99 returns that of what was asked since the last call, and of how many.
+func (s street) p99() (time.Duration, int) {
+	var all []time.Duration
+	for _, n := range s {
+		n.mu.Lock()
+		all = append(all, n.took...)
+		n.took = nil
+		n.mu.Unlock()
+	}
+	if len(all) == 0 {
+		return 0, 0
+	}
+	slices.Sort(all)
+	return all[len(all)*99/100], len(all)
+}
+
+// wait returns once each neighbour was answered so often, whatever goes on.
+func (s street) wait(n int) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.asked() < n {
+		<-tick.C
+	}
+}
+
+// TestFloods: each flood ends its connections with ENHANCE_YOUR_CALM and costs little memory, while the neighbours
+// are served, none of them failing. Hostile are a client of the caller's proxy, and a proxy with a valid identity, which
+// may have more streams and resets. What it costs is printed, beside what clients cost that keep to the rules and are as busy.
 func TestFloods(t *testing.T) { //nolint:paralleltest // CPU and memory are measured
 	p := pair(t, plainApp(t), catalog.ProtocolHTTP2)
 	address := p.Upstreams["app"]
-	pids := []int{p.Caller.PID()}
-	n := newNeighbour(t)
+	var all street
 	ctx, stop := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
-	asking.Go(func() { n.ask(ctx, address) })
+	for range neighbours {
+		n := newNeighbour(t)
+		if err := n.once(address); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, n)
+		asking.Go(func() { n.ask(ctx, address) })
+	}
 	defer func() {
 		stop()
 		asking.Wait()
-		if len(n.failed) > 0 {
-			t.Errorf("%d requests of the neighbour failed; the first: %v", len(n.failed), n.failed[0])
+		for _, n := range all {
+			if len(n.failed) > 0 {
+				t.Errorf("%d requests of a neighbour failed; the first: %v", len(n.failed), n.failed[0])
+			}
 		}
 	}()
-	if err := n.once(address); err != nil {
-		t.Fatal(err)
+	upstream := func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", address) }
+	for _, side := range []struct {
+		name string
+		pid  int
+		dial func(context.Context) (net.Conn, error)
+	}{{"a client", p.Caller.PID(), upstream}, {"a proxy", p.Callee.PID(), p.dialMesh}} {
+		for _, f := range floods() {
+			t.Run(side.name+"/"+f.name, func(t *testing.T) {
+				suffer(t, all, side.pid, func() (int, error) {
+					code, sent, err := f.run(ctx, side.dial)
+					if err == nil && code != xhttp2.ErrCodeEnhanceYourCalm {
+						err = fmt.Errorf("after %d pieces: GOAWAY %s, want ENHANCE_YOUR_CALM", sent, code)
+					}
+					return sent, err
+				})
+			})
+		}
 	}
-	memory := func() uint64 {
-		m, err := rig.PrivateMemory(pids[0])
-		if err != nil {
+	t.Run("as busy, by the rules", func(t *testing.T) {
+		suffer(t, all, p.Caller.PID(), func() (int, error) {
+			n := newNeighbour(t)
+			for range 20 {
+				if err := n.once(address); err != nil {
+					return 0, err
+				}
+			}
+			return 20, nil
+		})
+	})
+}
+
+// suffer runs trouble on several connections, again and again, until the neighbours were served beside it.
+func suffer(t *testing.T, all street, pid int, trouble func() (int, error)) {
+	t.Helper()
+	const connections = 4
+	cost := func() (time.Duration, uint64) {
+		cpu, err := load.CPU([]int{pid})
+		memory, err2 := rig.PrivateMemory(pid)
+		if err := errors.Join(err, err2); err != nil {
 			t.Fatal(err)
 		}
-		return m
+		return cpu, memory
 	}
-	before := memory()
-	for _, f := range floods() {
-		t.Run(f.name, func(t *testing.T) {
-			const connections = 4
-			calm := time.NewTimer(100 * time.Millisecond)
-			<-calm.C
-			quiet := n.p99()
-			cpu, err := load.CPU(pids)
-			if err != nil {
-				t.Fatal(err)
-			}
-			begun := time.Now()
-			var running sync.WaitGroup
-			pieces := make([]int, connections)
-			for i := range pieces {
-				running.Go(func() {
-					code, sent, err := f.run(ctx, address)
-					if pieces[i] = sent; err != nil || code != xhttp2.ErrCodeEnhanceYourCalm {
-						t.Errorf("after %d pieces: GOAWAY %s, %v; want ENHANCE_YOUR_CALM", sent, code, err)
-					}
-				})
-			}
-			running.Wait()
-			after, err := load.CPU(pids)
-			if err != nil {
-				t.Fatal(err)
-			}
-			grown := int64(memory()) - int64(before)
-			t.Logf("%d connections of up to %d pieces in %s: CPU %s each, private memory %+d KiB, neighbour's p99 %s, before %s", connections, slices.Max(pieces),
-				time.Since(begun).Round(time.Millisecond), ((after - cpu) / connections).Round(time.Microsecond), grown>>10, n.p99().Round(time.Microsecond), quiet.Round(time.Microsecond))
-			if grown > floodMemory {
-				t.Errorf("private memory grew by %d KiB", grown>>10)
+	all.p99()
+	all.wait(floodServed)
+	quiet, _ := all.p99()
+	cpu, memory := cost()
+	var running sync.WaitGroup
+	var runs, most atomic.Int64
+	var over atomic.Bool
+	for range connections {
+		running.Go(func() {
+			for again := true; again; again = !over.Load() {
+				sent, err := trouble()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				runs.Add(1)
+				most.Store(max(most.Load(), int64(sent)))
 			}
 		})
+	}
+	all.wait(floodServed)
+	beside, served := all.p99()
+	over.Store(true)
+	running.Wait()
+	cpuAfter, memoryAfter := cost()
+	grown := int64(memoryAfter) - int64(memory)
+	t.Logf("%d connections of up to %d pieces: CPU %s each, private memory %+d KiB; neighbours: %d served meanwhile, p99 %s, %.1f × that before", runs.Load(), most.Load(),
+		((cpuAfter - cpu) / time.Duration(max(1, runs.Load()))).Round(time.Microsecond), grown>>10, served, beside.Round(time.Microsecond), float64(beside)/float64(max(1, quiet)))
+	if grown > floodMemory {
+		t.Errorf("private memory grew by %d KiB", grown>>10)
 	}
 }
