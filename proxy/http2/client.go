@@ -213,6 +213,9 @@ func (f *forward) awakeLocked() l7.Waker {
 
 // fail ends an exchange that has no stream.
 func (f *forward) fail(e *l7.Error) {
+	if e == errWaiting || e == errPatience {
+		f.pool.cfg.Counters.Waiting.Add(1)
+	}
 	f.mu.Lock()
 	if f.failed == nil {
 		f.failed = e

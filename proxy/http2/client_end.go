@@ -28,11 +28,15 @@ func (f *forward) abortTurn(turn uint64, e *l7.Error) {
 	}
 	f.cancelled = true
 	f.failed = e
-	uc, waits := f.condemnLocked(e)
+	waits := f.busy && f.uc == nil
+	uc, wake := f.condemnLocked(e)
 	w := f.awakeLocked()
 	f.mu.Unlock()
-	if uc != nil {
-		uc.conn.execute(&f.stream, e, waits)
+	switch {
+	case uc != nil:
+		uc.conn.execute(&f.stream, e, wake)
+	case waits: // nobody else should be kept off the queue by it
+		f.pool.forget(f, turn)
 	}
 	if w != nil {
 		w.Wake()
@@ -72,7 +76,7 @@ func (f *forward) Close() {
 		f.timer.Stop()
 	}
 	f.deadline, f.waker = 0, nil
-	waits := f.busy && f.uc == nil
+	waits, turn := f.busy && f.uc == nil, f.turn
 	reason := l7.EarlyResponse
 	if f.failed != nil {
 		reason = f.failed.Reason
@@ -82,10 +86,8 @@ func (f *forward) Close() {
 	f.ex = nil
 	f.pull.Unlock()
 	f.body.stop(reason)
-	if waits && f.pool.forget(f) { // not later: as soon as it is released another exchange may wait as f
-		f.mu.Lock()
-		f.busy = false
-		f.mu.Unlock()
+	if waits {
+		f.pool.forget(f, turn)
 	}
 
 	f.mu.Lock()

@@ -250,19 +250,19 @@ func TestTimes(t *testing.T) {
 		check  func(r *raw, err error) string
 	}{
 		"no preface": {
-			change: func(c *http2.ServerConfig) { c.HeadTimeout = 50 * time.Millisecond },
+			change: func(c *http2.ServerConfig) { c.HeadTimeout = 500 * time.Millisecond },
 			silent: true, send: func(r *raw) { r.bytes("PRI * ") },
 			check: func(_ *raw, err error) string { return wantErr(err, http2.ErrHeadTimeout) },
 		},
 		"an unfinished head": {
-			change: func(c *http2.ServerConfig) { c.HeadTimeout = 50 * time.Millisecond },
+			change: func(c *http2.ServerConfig) { c.HeadTimeout = 500 * time.Millisecond },
 			send: func(r *raw) {
 				r.check(r.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block(":method: GET")}))
 			},
 			check: func(_ *raw, err error) string { return wantErr(err, http2.ErrHeadTimeout) },
 		},
 		"idle": {
-			change: func(c *http2.ServerConfig) { c.IdleTimeout = 50 * time.Millisecond },
+			change: func(c *http2.ServerConfig) { c.IdleTimeout = 500 * time.Millisecond },
 			send:   func(*raw) {},
 			check: func(r *raw, err error) string {
 				if got := r.outcome(1); !got.isGone || got.goAway != xhttp2.ErrCodeNo || err != nil {
@@ -302,7 +302,7 @@ func TestSilence(t *testing.T) {
 	served := func(t *testing.T) *serving {
 		t.Helper()
 		return serve(t, handler(echo), func(c *http2.ServerConfig) {
-			c.StreamIdle, c.BodyGrace = 50*time.Millisecond, 50*time.Millisecond
+			c.StreamIdle, c.BodyGrace = 500*time.Millisecond, 500*time.Millisecond
 		})
 	}
 	t.Run("stream idle", func(t *testing.T) {

@@ -73,5 +73,6 @@ type Counters struct {
 	HeadTooLarge  atomic.Uint64 // requests or responses whose head was larger than the limit
 	Malformed     atomic.Uint64 // streams that were reset because of what came on them
 	Violations    atomic.Uint64 // connections ended because of what came on them, those above not included
+	Waiting       atomic.Uint64 // exchanges that a [Pool] ended as they had no stream: too many waited, or for too long
 	Idle          atomic.Uint64 // exchanges whose request did not come in time
 }

@@ -281,16 +281,19 @@ func (p *Pool) dial() {
 	uc.serve()
 }
 
-// forget takes f off the queue, and reports whether it was there.
-func (p *Pool) forget(f *forward) bool {
+// forget takes f off the queue, if it still waits there for the exchange that turn says.
+func (p *Pool) forget(f *forward, turn uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := slices.Index(p.waiting, f)
-	if i < 0 {
-		return false
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.turn != turn {
+		return
 	}
-	p.waiting = slices.Delete(p.waiting, i, i+1)
-	return true
+	if i := slices.Index(p.waiting, f); i >= 0 {
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+		f.busy = false
+	}
 }
 
 // release is told that an exchange has left its connection.

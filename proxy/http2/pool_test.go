@@ -101,7 +101,7 @@ func TestPoolPatience(t *testing.T) {
 			p.answer(r.StreamID, "ok")
 		}
 	})
-	pool := newPool(t, addr, func(c *http2.PoolConfig) { c.MaxConns, c.MaxWaiting, c.ConnectTimeout = 1, 1, 300*time.Millisecond })
+	pool := newPool(t, addr, func(c *http2.PoolConfig) { c.MaxConns, c.MaxWaiting, c.ConnectTimeout = 1, 1, 2*time.Second })
 	if g := pull(pool.Forward(newExchange("GET /", nil)), false); g.Body != "ok" {
 		t.Fatalf("%+v", g)
 	}
@@ -268,8 +268,8 @@ func TestPoolAborts(t *testing.T) {
 		want   l7.Reason
 	}{
 		"cancel":      {act: func(resp l7.Response) { resp.Cancel(l7.PolicyChanged) }, want: l7.PolicyChanged},
-		"deadline":    {change: func(ex *l7.Exchange, _ *http2.PoolConfig) { ex.Deadline = time.Now().Add(200 * time.Millisecond) }, want: l7.Timeout},
-		"silence":     {change: func(_ *l7.Exchange, c *http2.PoolConfig) { c.StreamIdle = 500 * time.Millisecond }, want: l7.Timeout},
+		"deadline":    {change: func(ex *l7.Exchange, _ *http2.PoolConfig) { ex.Deadline = time.Now().Add(time.Second) }, want: l7.Timeout},
+		"silence":     {change: func(_ *l7.Exchange, c *http2.PoolConfig) { c.StreamIdle = time.Second }, want: l7.Timeout},
 		"client gone": {change: func(ex *l7.Exchange, _ *http2.PoolConfig) { ex.Client = goneClient{} }, want: l7.ClientGone},
 		"body fails": {change: func(ex *l7.Exchange, _ *http2.PoolConfig) {
 			ex.Body, ex.Request.Length = &textBody{parts: []string{"abc"}, fail: &l7.Error{Reason: l7.RequestTimeout}}, -1

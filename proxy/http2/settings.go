@@ -2,6 +2,7 @@ package http2
 
 import (
 	"encoding/binary"
+	"runtime"
 
 	"github.com/meshd/meshd/proxy/l7"
 )
@@ -80,6 +81,9 @@ func (c *conn) setWindow(v int64) error {
 	return nil
 }
 
+// yieldResets is after how many resets the reader lets others go on.
+const yieldResets = 32
+
 // floods counts what costs us more than the peer.
 type floods struct {
 	since  int64
@@ -111,6 +115,9 @@ func (c *conn) countReset() error {
 			return violation(EnhanceYourCalm, ErrResets)
 		}
 		c.calm.since, c.calm.resets = now, 1
+	}
+	if c.calm.resets%yieldResets == 0 {
+		runtime.Gosched() // else the writer, who buries what was reset, comes late, and much of it is held
 	}
 	return nil
 }

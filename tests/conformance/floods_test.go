@@ -221,9 +221,9 @@ func (n *neighbour) once(address string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, resp.Body)
+	body, err := io.ReadAll(resp.Body)
 	if resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", resp.StatusCode)
+		err = fmt.Errorf("status %d: %s", resp.StatusCode, body)
 	}
 	return errors.Join(err, resp.Body.Close())
 }
