@@ -424,7 +424,7 @@ func TestTimeouts(t *testing.T) {
 		}
 	})
 	t.Run("slow head", func(t *testing.T) {
-		p := start(t, options{upstream: hang(t), server: func(c *l7.ServerConfig) { c.HeadTimeout = 100 * time.Millisecond }})
+		p := start(t, options{upstream: hang(t), server: func(c *l7.ServerConfig) { c.HeadTimeout = 500 * time.Millisecond }})
 		c := connect(t, p.addr)
 		c.send("GET / HTTP/1.1\r\nHost:")
 		if resp, _ := c.response("GET"); resp.StatusCode != 408 {
@@ -433,7 +433,7 @@ func TestTimeouts(t *testing.T) {
 		c.ended()
 	})
 	t.Run("slow body", func(t *testing.T) {
-		p := start(t, options{upstream: hang(t), server: func(c *l7.ServerConfig) { c.StreamIdle = 100 * time.Millisecond }})
+		p := start(t, options{upstream: hang(t), server: func(c *l7.ServerConfig) { c.StreamIdle = 500 * time.Millisecond }})
 		c := connect(t, p.addr)
 		c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe")
 		if resp, _ := c.response("POST"); resp.StatusCode != 408 {
@@ -576,7 +576,7 @@ func TestAbort(t *testing.T) {
 	if r := p.next(t); r.Reason != l7.PolicyChanged {
 		t.Errorf("record %+v", r)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("took %v", took)
 	}
 }
