@@ -101,6 +101,9 @@ type Proxy struct {
 	// AccessLog is where mesh-proxy writes one line of JSON per request and TCP
 	// connection: an absolute path, or "stdout". Empty writes none.
 	AccessLog string `json:"access_log,omitempty"`
+	// Limits bound what applications and other hosts can make mesh-proxy hold and
+	// do.
+	Limits proxy.Limits `json:"limits,omitzero"`
 	// Supervise makes the agent start mesh-proxy, restart it, and end it with
 	// itself: for containers and development. What follows is for it only.
 	Supervise bool `json:"supervise,omitzero"`
@@ -202,6 +205,7 @@ func (c Config) Validate() error {
 	if a := c.Proxy.AccessLog; a != "" && a != proxy.AccessLogStdout && !filepath.IsAbs(a) {
 		p.Add("proxy.access_log", "%q: write an absolute path, or %q", a, proxy.AccessLogStdout)
 	}
+	p.Under("proxy.limits", c.Proxy.Limits.Validate())
 	if problem := metricsProblem(d.Metrics.Address, d.Proxy.Metrics); problem != "" {
 		p.Add("metrics.address", "%q: %s", d.Metrics.Address, problem)
 	}

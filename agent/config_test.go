@@ -9,6 +9,7 @@ import (
 	"github.com/meshd/meshd/agent"
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/catalog/manifest"
+	"github.com/meshd/meshd/proxy"
 )
 
 func TestConfigFile(t *testing.T) {
@@ -23,6 +24,12 @@ join {
 proxy {
   mesh_port = 8443
   supervise = true
+  limits {
+    head_bytes = 65536
+    http2 {
+      streams = 250
+    }
+  }
 }
 `
 	var got agent.Config
@@ -31,7 +38,10 @@ proxy {
 	}
 	want := agent.Config{
 		Servers: []string{"10.0.0.11", "10.0.0.12:7999", "fd00::1"}, NodeName: "vm-017", Advertise: "10.0.0.0/8",
-		Join: agent.Join{TokenFile: "/etc/meshd/other.token"}, Proxy: agent.Proxy{MeshPort: 8443, Supervise: true},
+		Join: agent.Join{TokenFile: "/etc/meshd/other.token"}, Proxy: agent.Proxy{
+			MeshPort: 8443, Supervise: true,
+			Limits: proxy.Limits{HeadBytes: 65536, HTTP2: proxy.HTTP2Limits{Streams: 250}},
+		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -64,6 +74,9 @@ func TestConfigProblems(t *testing.T) {
 		{func(c *agent.Config) { c.Proxy.StateDir = "state" }, "proxy.state_dir"},
 		{func(c *agent.Config) { c.Proxy.MeshAddress = "eth0" }, "proxy.mesh_address"},
 		{func(c *agent.Config) { c.Proxy.Binary = "mesh-proxy" }, "proxy.binary"},
+		{func(c *agent.Config) { c.Proxy.Limits.Fields = -1 }, "proxy.limits.fields"},
+		{func(c *agent.Config) { c.Proxy.Limits.HeadBytes, c.Proxy.Limits.LineBytes = 2048, 4096 }, "proxy.limits.line_bytes"},
+		{func(c *agent.Config) { c.Proxy.Limits.HTTP2.Window = 1 << 31 }, "proxy.limits.http2.window"},
 	}
 	for _, row := range rows {
 		c := agent.Config{NodeName: "vm-a"}

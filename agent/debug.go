@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/meshd/meshd/agent/view"
+	"github.com/meshd/meshd/proxy"
 	"github.com/meshd/meshd/proxy/flow"
 )
 
@@ -30,16 +31,17 @@ type settings struct {
 	TokenFile   string   `json:"join_token_file"`
 	Metrics     string   `json:"metrics_address"`
 	Proxy       struct {
-		Socket      string `json:"socket"`
-		ID          string `json:"id"`
-		User        string `json:"user"`
-		MeshAddress string `json:"mesh_address,omitempty"`
-		MeshPort    uint16 `json:"mesh_port"`
-		AccessLog   string `json:"access_log,omitempty"`
-		Supervise   bool   `json:"supervise"`
-		Binary      string `json:"binary,omitempty"`
-		StateDir    string `json:"state_dir"`
-		Metrics     string `json:"metrics"`
+		Socket      string       `json:"socket"`
+		ID          string       `json:"id"`
+		User        string       `json:"user"`
+		MeshAddress string       `json:"mesh_address,omitempty"`
+		MeshPort    uint16       `json:"mesh_port"`
+		AccessLog   string       `json:"access_log,omitempty"`
+		Limits      proxy.Limits `json:"limits,omitzero"`
+		Supervise   bool         `json:"supervise"`
+		Binary      string       `json:"binary,omitempty"`
+		StateDir    string       `json:"state_dir"`
+		Metrics     string       `json:"metrics"`
 	} `json:"proxy"`
 }
 
@@ -51,6 +53,7 @@ func (c Config) settings() settings {
 	s.Proxy.Socket, s.Proxy.ID, s.Proxy.User = c.Proxy.Socket, c.Proxy.ID, c.Proxy.User
 	s.Proxy.MeshAddress, s.Proxy.MeshPort = c.Proxy.MeshAddress, c.Proxy.MeshPort
 	s.Proxy.AccessLog, s.Proxy.Supervise, s.Proxy.Binary = c.Proxy.AccessLog, c.Proxy.Supervise, c.Proxy.Binary
+	s.Proxy.Limits = c.Proxy.Limits
 	s.Proxy.StateDir, s.Proxy.Metrics = c.Proxy.StateDir, c.Proxy.Metrics
 	return s
 }

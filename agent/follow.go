@@ -370,7 +370,7 @@ func (p *planner) build(ctx context.Context) {
 	p.definitions, p.snapshot, p.bundle = definitions, snapshot, bundle
 	config, problems := plan.Build(plan.Inputs{
 		TrustDomain: h.identity.Load().TrustDomain, Bundle: bundle, Zone: h.cfg.Zone, MeshListen: h.cfg.meshListen(),
-		AccessLog: h.cfg.Proxy.AccessLog, Definitions: definitions, View: snapshot,
+		AccessLog: h.cfg.Proxy.AccessLog, Limits: h.cfg.Proxy.Limits, Definitions: definitions, View: snapshot,
 	})
 	refused := ""
 	if err := config.Validate(); err != nil {

@@ -33,6 +33,9 @@ type Config struct {
 	// a file's absolute path, or AccessLogStdout. Empty writes none. A proxy
 	// that can't write there serves all the same.
 	AccessLog string `json:"access_log,omitempty"`
+	// Limits bound what others can make the proxy hold and do. A proxy that does
+	// not know them has its defaults.
+	Limits Limits `json:"limits,omitzero"`
 }
 
 // AccessLogStdout as Config.AccessLog is the proxy's standard output.

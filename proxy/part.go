@@ -24,7 +24,7 @@ type PartKind string
 
 // The kinds of part.
 const (
-	PartPlan     PartKind = "plan"   // position, trust domain, access log; exactly one, without a name
+	PartPlan     PartKind = "plan"   // position, trust domain, access log, limits; exactly one, without a name
 	PartBundle   PartKind = "bundle" // the roots; exactly one, without a name
 	PartListener PartKind = "listener"
 	PartInbound  PartKind = "inbound"
@@ -61,6 +61,7 @@ type planPart struct {
 	TrustDomain string           `json:"trust_domain"`
 	Zone        string           `json:"zone,omitempty"`
 	AccessLog   string           `json:"access_log,omitempty"`
+	Limits      Limits           `json:"limits,omitzero"`
 }
 
 // Split cuts a plan into parts, sorted by key. The same plan gives the same bytes and hashes in every process, whatever the
@@ -77,7 +78,7 @@ func Split(c Config) ([]Part, error) {
 		}
 		parts = append(parts, Part{Kind: kind, Name: name, Hash: HashPart(kind, name, data), JSON: data})
 	}
-	add(PartPlan, "", planPart{Position: c.Position, TrustDomain: c.TrustDomain, Zone: c.Zone, AccessLog: c.AccessLog})
+	add(PartPlan, "", planPart{Position: c.Position, TrustDomain: c.TrustDomain, Zone: c.Zone, AccessLog: c.AccessLog, Limits: c.Limits})
 	add(PartBundle, "", c.Bundle)
 	for _, l := range c.Listeners {
 		add(PartListener, l.Name, l)
@@ -152,6 +153,7 @@ func (c *Config) add(p Part) error {
 		var head planPart
 		err := decode(p, &head, func() string { return "" })
 		c.Position, c.TrustDomain, c.Zone, c.AccessLog = head.Position, head.TrustDomain, head.Zone, head.AccessLog
+		c.Limits = head.Limits
 		return err
 	case PartBundle:
 		var b ca.Bundle

@@ -27,6 +27,7 @@ func (c Config) Validate() error {
 	if len(c.Bundle.Roots(c.TrustDomain)) == 0 {
 		v.Add("bundle", "has no roots of the proxy's own trust domain %q", c.TrustDomain)
 	}
+	v.Under("limits", c.Limits.Validate())
 	v.clusters()
 	v.listeners()
 	v.inbounds()

@@ -40,6 +40,8 @@ type Inputs struct {
 	MeshListen string
 	// AccessLog is where the proxy writes it, see proxy.Config.
 	AccessLog string
+	// Limits are the proxy's, see proxy.Config.
+	Limits proxy.Limits
 	// Definitions are valid and have no instance twice.
 	Definitions []catalog.Definition
 	View        *view.Snapshot
@@ -98,7 +100,7 @@ func Build(in Inputs) (proxy.Config, []Problem) {
 		b.listeners[MeshListener] = proxy.Listener{Name: MeshListener, Kind: proxy.ListenMesh, Address: in.MeshListen}
 	}
 	config := proxy.Config{
-		Position: in.View.Position(), Bundle: in.Bundle, TrustDomain: in.TrustDomain, Zone: in.Zone, AccessLog: in.AccessLog,
+		Position: in.View.Position(), Bundle: in.Bundle, TrustDomain: in.TrustDomain, Zone: in.Zone, AccessLog: in.AccessLog, Limits: in.Limits,
 		Listeners: sorted(b.listeners), Inbounds: sorted(b.inbounds), Clusters: sorted(b.clusters),
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(b.policies), catalog.Name.Compare) {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"net/netip"
 	"time"
+
+	"github.com/meshd/meshd/proxy"
+	"github.com/meshd/meshd/proxy/http2"
 )
 
 // AppendMember is for tests that hold it against encoding/json.
@@ -34,3 +37,12 @@ func AppendTimeout(b []byte, d time.Duration) []byte { return appendTimeout(b, d
 
 // ParseStatus reads a status.
 func ParseStatus(b []byte) int { return parseStatus(b) }
+
+// HTTP2Limits are the labels of mesh_http2_refusals_total with what they count.
+func HTTP2Limits(c *http2.Counters) map[string]func() uint64 { return http2Limits(c) }
+
+// LimitsOf returns the limits that a plan makes of the defaults, and those of HTTP/2 for other proxies and for upstreams.
+func LimitsOf(plan proxy.Limits) (own Limits, mesh, upstream http2.Limits) {
+	own = Limits{}.withDefaults().with(plan)
+	return own, own.mesh(), own.upstream()
+}

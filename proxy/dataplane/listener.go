@@ -169,7 +169,7 @@ func (p *Plane) accept(ctx context.Context, l *listener) {
 				return
 			}
 		}
-		if l.open.Add(1) > int64(p.limits.Connections) {
+		if l.open.Add(1) > int64(p.current().limits.Connections) {
 			l.open.Add(-1)
 			overload.Inc()
 			reset(nc)

@@ -15,10 +15,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/meshd/meshd/ca"
 	"github.com/meshd/meshd/proxy"
 	"github.com/meshd/meshd/proxy/http2"
-	"github.com/meshd/meshd/proxy/l7"
 )
 
 // sweepInterval is how often live connections are looked at for what no plan announces: expiry of intentions and certificates,
@@ -46,10 +47,9 @@ type Plane struct {
 	serverTLS  *tls.Config
 	handshakes chan struct{}
 	sweeps     int
-	egress     servers
-	ingress    servers
 	attempts   sync.Pool
 	http2      http2.Counters
+	http1      *prometheus.CounterVec // what limits of HTTP/1 refused
 
 	// mu is held by Apply, Drain, and the start and end of Run; never on the path of a connection.
 	mu        sync.Mutex
@@ -89,12 +89,12 @@ func New(cfg Config) (*Plane, error) {
 	if p.access, err = newAccessLog(p.log, cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	if err := p.http2Metrics(cfg.Registerer); err != nil {
+	if err := p.limitMetrics(cfg.Registerer); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	p.handshakes = make(chan struct{}, p.limits.Handshakes)
 	p.links.init(m.open.WithLabelValues(string(inbound)), m.open.WithLabelValues(string(outbound)))
-	p.snap.Store(&snapshot{})
+	p.snap.Store(p.newSnapshot(proxy.Config{}, nil))
 	p.serverTLS = ca.ServerConfig(ca.ServerOptions{
 		Leaf:   p.inboundCertificate,
 		Bundle: p.bundle,
@@ -104,8 +104,6 @@ func New(cfg Config) (*Plane, error) {
 	})
 	// Short records at first would cost a system call for each 1,208 bytes.
 	p.serverTLS.DynamicRecordSizingDisabled = true
-	p.egress = p.newServers(outbound, func(v version) l7.Handler { return egress{p, v} })
-	p.ingress = p.newServers(inbound, func(v version) l7.Handler { return ingress{p, v} })
 	return p, nil
 }
 
@@ -146,7 +144,7 @@ func (p *Plane) Apply(ctx context.Context, plan proxy.Config, keys []*ca.Leaf, s
 		return Applied{}, ErrStopped
 	}
 	before := p.current()
-	next, err := p.compile(plan, keys, before)
+	next, err := p.compile(plan, keys, before) //nolint:contextcheck // what new servers do outlives the call
 	if err != nil {
 		return Applied{}, err
 	}
@@ -247,7 +245,7 @@ func (p *Plane) cutLost(ctx context.Context) {
 // renew replaces the pools whose peers' certificates end soon, under the same plan. p.mu is held.
 func (p *Plane) renew(ctx context.Context, now time.Time) {
 	before := p.current()
-	next, err := p.compile(before.config, slices.Collect(maps.Values(before.leaves)), before)
+	next, err := p.compile(before.config, slices.Collect(maps.Values(before.leaves)), before) //nolint:contextcheck // as in Apply
 	if err != nil { // it was compiled before
 		p.log.LogAttrs(ctx, slog.LevelError, "connections could not be renewed", slog.Any("error", err))
 		return

@@ -1,13 +1,10 @@
 package dataplane
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshd/meshd/catalog"
 	"github.com/meshd/meshd/proxy/http2"
@@ -24,18 +21,18 @@ type pools struct {
 }
 
 // newPools makes those that a protocol needs.
-func (p *Plane) newPools(protocol catalog.Protocol, upgrade bool, limit time.Duration, dial func(context.Context, version) (net.Conn, error)) (ps pools) {
+func (p *Plane) newPools(limits Limits, protocol catalog.Protocol, upgrade bool, limit time.Duration, dial func(context.Context, version) (net.Conn, error)) (ps pools) {
 	protocol = protocol.OrAuto()
 	if protocol == catalog.ProtocolHTTP || protocol == catalog.ProtocolAuto {
 		ps.one = l7.NewPool(l7.PoolConfig{
 			Dial:           func(ctx context.Context) (net.Conn, error) { return dial(ctx, one) },
-			ConnectTimeout: limit, Limits: p.limits.Head,
+			ConnectTimeout: limit, Limits: limits.Head,
 		})
 	}
 	if protocol == catalog.ProtocolHTTP2 || protocol == catalog.ProtocolGRPC || protocol == catalog.ProtocolAuto || upgrade {
 		ps.two = http2.NewPool(http2.PoolConfig{
 			Dial:           func(ctx context.Context) (net.Conn, error) { return dial(ctx, two) },
-			ConnectTimeout: limit, Limits: p.limits.Head, HTTP2: shared(p.limits.HTTP2), Counters: &p.http2,
+			ConnectTimeout: limit, Limits: limits.Head, HTTP2: limits.upstream(), Counters: &p.http2,
 		})
 	}
 	return ps
@@ -110,57 +107,19 @@ type servers struct {
 	two *http2.Server
 }
 
-func (p *Plane) newServers(side direction, handler func(version) l7.Handler) servers {
+func (p *Plane) newServers(limits Limits, side direction, handler func(version) l7.Handler) servers {
 	common := l7.ServerConfig{
-		Log: p.log, IdleTimeout: p.limits.IdleTimeout, StreamIdle: p.limits.IdleTimeout, Limits: p.limits.Head,
+		Log: p.log, IdleTimeout: limits.IdleTimeout, StreamIdle: limits.IdleTimeout, Limits: limits.Head,
 		Sink: func(r *l7.Record) { p.record(side, r) },
 	}
 	first, second := common, common
 	first.Handler, second.Handler = handler(one), handler(two)
-	bounds := p.limits.HTTP2
+	bounds := limits.HTTP2
 	if side == inbound {
-		bounds = shared(bounds)
-		bounds.Streams, bounds.Window = cmp.Or(bounds.Streams, 1000), cmp.Or(bounds.Window, 16<<20)
+		bounds = limits.mesh()
 	}
 	return servers{
 		one: l7.NewServer(first),
 		two: http2.NewServer(http2.ServerConfig{ServerConfig: second, Bounds: bounds, Counters: &p.http2}),
 	}
-}
-
-// shared are the limits of a connection that carries the streams of many clients,
-// each of which was held to the limits of a client before: one that gives up what
-// it asked for must not end the streams of the others.
-func shared(l http2.Limits) http2.Limits {
-	l.Resets = cmp.Or(l.Resets, 10_000)
-	return l
-}
-
-// http2Metrics are what the limits of HTTP/2 refused.
-func (p *Plane) http2Metrics(r prometheus.Registerer) error {
-	c := &p.http2
-	counters := []struct {
-		limit string
-		read  func() uint64
-	}{
-		{"streams", c.Refused.Load},
-		{"resets", c.Resets.Load},
-		{"control", c.Control.Load},
-		{"continuations", c.Continuations.Load},
-		{"answers", c.Answers.Load},
-		{"head-timeout", c.HeadTimeouts.Load},
-		{"stalled", c.Stalled.Load},
-		{"head-size", c.HeadTooLarge.Load},
-		{"malformed", c.Malformed.Load},
-		{"protocol", c.Violations.Load},
-		{"idle", c.Idle.Load},
-	}
-	var errs []error
-	for _, one := range counters {
-		errs = append(errs, r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "mesh_http2_refusals_total", ConstLabels: prometheus.Labels{"limit": one.limit},
-			Help: "What HTTP/2's limits refused: a stream, or a whole connection.",
-		}, func() float64 { return float64(one.read()) })))
-	}
-	return errors.Join(errs...)
 }

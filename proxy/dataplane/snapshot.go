@@ -29,6 +29,9 @@ const (
 // snapshots before and after it.
 type snapshot struct {
 	config    proxy.Config
+	limits    Limits  // those of the plan, else the process's own
+	egress    servers // of new connections
+	ingress   servers
 	leaves    map[spiffe.ID]*ca.Leaf
 	inbounds  map[string]*inboundRoute  // by server name
 	upstreams map[string]*upstreamRoute // by listener
@@ -61,6 +64,7 @@ type appKey struct {
 	local, authority, serverName, caFile string
 	protocol                             catalog.Protocol
 	outside, secure                      bool
+	limits                               proxy.Limits
 }
 
 // localApp is what an inbound stands for, with the connections to it.
@@ -69,8 +73,8 @@ type localApp struct {
 	outside *outside
 }
 
-func keyOfApp(in proxy.Inbound) appKey {
-	key := appKey{local: in.Local, protocol: in.Protocol.OrAuto()}
+func keyOfApp(in proxy.Inbound, limits proxy.Limits) appKey {
+	key := appKey{local: in.Local, protocol: in.Protocol.OrAuto(), limits: limits}
 	if o := in.Outside; o != nil {
 		key.outside, key.authority = true, o.Authority
 		if o.TLS != nil {
@@ -144,6 +148,7 @@ type endpointKey struct {
 	protocol            catalog.Protocol
 	upgrade             bool
 	service, source     spiffe.ID
+	limits              proxy.Limits
 	serial              string  // of our certificate: a renewed one gets connections of its own
 	roots               ca.Hash // of the peer's trust domain
 }
@@ -161,14 +166,11 @@ type endpoint struct {
 	expires atomic.Int64
 }
 
-// compile makes a plan ready, with everything from the snapshot before that it leaves alone.
-func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (*snapshot, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, fmt.Errorf("plan %s: %w", cfg.Position, err)
-	}
+// newSnapshot returns one without anything but limits and servers. They are those of before, if there is one and it has the same limits.
+func (p *Plane) newSnapshot(cfg proxy.Config, before *snapshot) *snapshot {
 	s := &snapshot{
 		config:    cfg,
-		leaves:    make(map[spiffe.ID]*ca.Leaf, len(leaves)),
+		leaves:    map[spiffe.ID]*ca.Leaf{},
 		inbounds:  make(map[string]*inboundRoute, len(cfg.Inbounds)),
 		upstreams: make(map[string]*upstreamRoute, len(cfg.Listeners)),
 		denied:    map[string]string{},
@@ -177,6 +179,22 @@ func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (
 		apps:      map[appKey]*localApp{},
 		learnt:    map[learntKey]*learnt{},
 	}
+	if before != nil && before.config.Limits == cfg.Limits {
+		s.limits, s.egress, s.ingress = before.limits, before.egress, before.ingress
+		return s
+	}
+	s.limits = p.limits.with(cfg.Limits)
+	s.egress = p.newServers(s.limits, outbound, func(v version) l7.Handler { return egress{p, v} })
+	s.ingress = p.newServers(s.limits, inbound, func(v version) l7.Handler { return ingress{p, v} })
+	return s
+}
+
+// compile makes a plan ready, with everything from the snapshot before that it leaves alone.
+func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (*snapshot, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("plan %s: %w", cfg.Position, err)
+	}
+	s := p.newSnapshot(cfg, before)
 	for _, leaf := range leaves {
 		s.leaves[leaf.ID()] = leaf
 	}
@@ -201,7 +219,7 @@ func (p *Plane) compile(cfg proxy.Config, leaves []*ca.Leaf, before *snapshot) (
 
 func (p *Plane) compileInbound(s, before *snapshot, in proxy.Inbound) *inboundRoute {
 	name := catalog.Name{Namespace: in.Service.Namespace, Name: in.Service.Name}
-	key := keyOfApp(in)
+	key := keyOfApp(in, s.config.Limits)
 	app := s.apps[key]
 	if app == nil {
 		app = before.apps[key]
@@ -212,7 +230,7 @@ func (p *Plane) compileInbound(s, before *snapshot, in proxy.Inbound) *inboundRo
 			limit = max(limit, nameConnect)
 		}
 		o := newOutside(in)
-		app = &localApp{outside: o, pools: p.newPools(in.Protocol, false, limit, func(ctx context.Context, v version) (net.Conn, error) {
+		app = &localApp{outside: o, pools: p.newPools(s.limits, in.Protocol, false, limit, func(ctx context.Context, v version) (net.Conn, error) {
 			return p.dialApp(ctx, address, o, v)
 		})}
 	}
@@ -272,14 +290,14 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 	for _, ep := range cl.Endpoints {
 		key := endpointKey{
 			Key: s.stateKey(cl, ep), address: ep.Address, serverName: ep.ServerName, protocol: cl.Protocol.OrAuto(), upgrade: cl.Upgrade,
-			service: cl.Service, source: l.Source, serial: serial, roots: s.config.Bundle.Hash(cl.Service.TrustDomain),
+			service: cl.Service, source: l.Source, serial: serial, roots: s.config.Bundle.Hash(cl.Service.TrustDomain), limits: s.config.Limits,
 		}
 		e := s.endpoints[key]
 		if e == nil {
 			e = before.endpoints[key]
 		}
 		if e == nil || e.stale(time.Now()) {
-			e = p.newEndpoint(key, ep.Instance, cl.Port, s.states.State(key.Key))
+			e = p.newEndpoint(s.limits, key, ep.Instance, cl.Port, s.states.State(key.Key))
 		}
 		s.endpoints[key] = e
 		state := e.state // that of the registry, which keeps it as long as the endpoint is kept
@@ -293,9 +311,9 @@ func (p *Plane) compileUpstream(s, before *snapshot, l proxy.Listener, cl proxy.
 	return route, err
 }
 
-func (p *Plane) newEndpoint(key endpointKey, instance, port string, state *balance.State) *endpoint {
+func (p *Plane) newEndpoint(limits Limits, key endpointKey, instance, port string, state *balance.State) *endpoint {
 	e := &endpoint{instance: instance, address: key.address, key: key, port: port, state: state, made: time.Now()}
-	e.pools = p.newPools(key.protocol, key.upgrade, p.limits.ConnectTimeout+p.limits.HandshakeTimeout,
+	e.pools = p.newPools(limits, key.protocol, key.upgrade, p.limits.ConnectTimeout+p.limits.HandshakeTimeout,
 		func(ctx context.Context, v version) (net.Conn, error) { return p.dialHTTP(ctx, e, v) })
 	return e
 }

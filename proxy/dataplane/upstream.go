@@ -137,9 +137,10 @@ func (l *link) adopt(conn interface{ NetConn() net.Conn }) {
 
 // serveHTTP serves a connection's requests until it ends.
 func (p *Plane) serveHTTP(ctx context.Context, l *link, v version, nc net.Conn, info l7.ConnInfo) {
-	servers := &p.egress
+	s := p.current()
+	servers := &s.egress
 	if l.direction == inbound {
-		servers = &p.ingress
+		servers = &s.ingress
 	}
 	var conn served
 	if v == two {

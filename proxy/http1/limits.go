@@ -33,3 +33,22 @@ func (l Limits) WithDefaults() Limits {
 	}
 	return l
 }
+
+// LimitNames returns what [Error.Limit] can return.
+func LimitNames() []string { return []string{"head-bytes", "line-bytes", "fields", "underscore"} }
+
+// Limit names the limit that refused, or is empty if none did.
+func (e *Error) Limit() string {
+	switch e.Reason {
+	case errHeadLong.Reason, "trailers are longer than the limit":
+		return "head-bytes"
+	case errLineLong.Reason, errTargetLong.Reason:
+		return "line-bytes"
+	case errFields.Reason:
+		return "fields"
+	case errUnderscore.Reason:
+		return "underscore"
+	default:
+		return ""
+	}
+}
