@@ -245,8 +245,8 @@ func (p *Plane) cutLost(ctx context.Context) {
 // renew replaces the pools whose peers' certificates end soon, under the same plan. p.mu is held.
 func (p *Plane) renew(ctx context.Context, now time.Time) {
 	before := p.current()
-	next, err := p.compile(before.config, slices.Collect(maps.Values(before.leaves)), before) //nolint:contextcheck // as in Apply
-	if err != nil { // it was compiled before
+	next, err := p.compile(before.config, slices.Collect(maps.Values(before.leaves)), before) //nolint:contextcheck // as in Apply; and it was compiled before
+	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelError, "connections could not be renewed", slog.Any("error", err))
 		return
 	}

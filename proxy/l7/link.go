@@ -42,9 +42,9 @@ type link struct {
 	asks    asker      // nc, or nil if it can't
 	gathers gatherer   // nc, or nil if it can't
 	holds   holder     // nc, or nil if it keeps nothing
-	// yields lets others go on before a read: on one CPU there is mostly something
-	// to read then. On more, another thread would take this goroutine up.
-	yields bool
+	// vain is asked whether a read found something at once; nil if that can't be told.
+	vain  *sock.Conn
+	turns turns
 
 	readArmed  int64 // when the read deadline fires; 0 is never
 	writeArmed int64
@@ -77,7 +77,7 @@ func (l *link) init(nc net.Conn) {
 			nc = sock.New(s)
 		}
 	}
-	*l = link{nc: nc, tcp: nc, plain: true, yields: runtime.GOMAXPROCS(0) == 1}
+	*l = link{nc: nc, tcp: nc, plain: true}
 	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		l.tcp, l.plain = under.NetConn(), false
 	}
@@ -85,6 +85,7 @@ func (l *link) init(nc net.Conn) {
 	l.asks, _ = nc.(asker)
 	l.gathers, _ = nc.(gatherer)
 	l.holds, _ = nc.(holder)
+	l.vain, _ = l.tcp.(*sock.Conn)
 	if sc, ok := l.tcp.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			l.raw = raw
@@ -294,6 +295,36 @@ func (l *link) ask(q sock.Asker, by int64, look func() error) (int, error) {
 	return 0, l.again(err, by, look)
 }
 
+// turns says whether to let others go on before a read. Under load there mostly is
+// something to read then, and neither a vain system call nor a trip through the
+// poller was needed; otherwise it is a trip through the scheduler for nothing. So it is
+// done as long as it helps, and now and then to see whether it would.
+type turns struct {
+	skip, left uint8
+}
+
+// maxSkip is how many reads are not preceded by a yield at most where none helps.
+const maxSkip = 31
+
+func (t *turns) yield() bool {
+	if t.left > 0 {
+		t.left--
+		return false
+	}
+	runtime.Gosched()
+	return true
+}
+
+// found is told whether the read after a yield found something at once.
+func (t *turns) found(something bool) {
+	if something {
+		t.skip = 0
+	} else {
+		t.skip = min(2*t.skip+1, maxSkip)
+	}
+	t.left = t.skip
+}
+
 // await is read into what from lends. It is asked when bytes are there, so that
 // nothing is held while the connection waits for a request.
 func (l *link) await(by int64, from sock.Lender) (int, error) {
@@ -303,13 +334,18 @@ func (l *link) await(by int64, from sock.Lender) (int, error) {
 		}
 		var n int
 		var err error
-		if l.yields {
-			runtime.Gosched()
+		var vain uint32
+		yielded := l.vain != nil && l.lends != nil && l.turns.yield()
+		if yielded {
+			vain = l.vain.Vain()
 		}
 		if l.lends != nil {
 			n, err = l.lends.ReadLent(from)
 		} else if n, err = l.nc.Read(from.Lend()); n == 0 {
 			from.Return()
+		}
+		if yielded {
+			l.turns.found(l.vain.Vain() == vain)
 		}
 		if n > 0 {
 			return n, nil

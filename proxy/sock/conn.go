@@ -32,6 +32,7 @@ type Conn struct {
 	all    gather                // of the write of several parts that runs
 	each   func(fd uintptr) bool // writes them
 	lender Lender                // of the read that runs
+	vain   uint32                // tries of it that found nothing
 	lent   func(fd uintptr) bool
 	asker  Asker                 // of the question that runs, until it was asked
 	ask    func(fd uintptr) bool // asks, then reads
@@ -84,6 +85,7 @@ func New(s Stream) *Conn {
 	c.lent = func(fd uintptr) bool {
 		if c.in.n, c.in.err = Read(fd, c.lender.Lend()); c.in.n == 0 {
 			c.lender.Return()
+			c.vain++
 		}
 		return c.in.err != syscall.EAGAIN //nolint:errorlint // an errno as the kernel returns it
 	}
@@ -152,6 +154,9 @@ func (c *Conn) ReadLent(l Lender) (int, error) {
 	c.lender = nil
 	return n, err
 }
+
+// Vain counts the tries of ReadLent that found nothing. It is for who reads.
+func (c *Conn) Vain() uint32 { return c.vain }
 
 // AskLent lets q ask, and reads the answer into what q lends. Other than a write and a ReadLent it tries no read before there is
 // an answer. It makes sure first that nothing is there; if there is, or the connection cannot tell, it is ErrBusy, and nothing was
