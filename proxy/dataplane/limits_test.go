@@ -151,13 +151,11 @@ func TestLimitsComeWithThePlan(t *testing.T) {
 	if got := large(); got != 200 {
 		t.Errorf("on the connection from before: %d", got)
 	}
-	c.CloseIdleConnections()
+	c = clientOf(t, false) // on a connection of its own
 	if got := large(); got != 431 {
 		t.Errorf("a line of 3,000 bytes got %d, want 431", got)
 	}
-	if n := m.a.metric("mesh_http1_refusals_total", "limit", "line-bytes"); n != 1 {
-		t.Errorf("%v lines were counted, want 1", n)
-	}
+	eventually(t, "the line is counted", func() bool { return m.a.metric("mesh_http1_refusals_total", "limit", "line-bytes") == 1 })
 
 	near := dial(t, m.upstream)
 	if _, err := io.WriteString(near, xhttp2.ClientPreface); err != nil {
