@@ -18,10 +18,6 @@ PROTOC_GEN_GO      := v1.36.12
 PROTOC_GEN_GO_GRPC := v1.6.2
 TOOLS := bin/tools
 
-# What the compiler knows of mesh-proxy under load (docs/adr/0008-profile.md).
-# go build finds it by its name; other programs of the same parts name it.
-PROFILE := cmd/mesh-proxy/default.pgo
-
 # Flags of `make bench`, such as -quick or '-only two-hops'; see bin/bench -help.
 BENCH ?= -write docs/benchmarks.md
 
@@ -138,26 +134,10 @@ fuzz: ## run each fuzz target for FUZZTIME (20s), one at a time
 		count=$$((count + 1)); \
 	done; echo "fuzz: $$count targets passed"; }
 
-# The programs lie in a folder whose name has the same length each time, so that
-# it can be replaced in the profile: no path of this machine gets into it.
-.PHONY: pgo
-pgo: ## profile the data path under load, for the compiler: cmd/mesh-proxy/default.pgo
-	@dir=$$(mktemp -d /tmp/mesh-pgo.XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
-	profile() { \
-		go test -trimpath -pgo=off -c -o "$$dir/$$1.test" "./proxy/$$1"; \
-		"$$dir/$$1.test" -test.run '^$$' -test.bench "$$2" -test.benchtime "$$3" -test.cpuprofile "$$dir/$$1.prof"; \
-	}; \
-	profile l7 'Proxied|TwoHopsTLS' 10s; \
-	profile http2 OneHop 3s; \
-	profile dataplane 'HTTP/(one|two)' 10s; \
-	go tool pprof -proto -output "$$dir/merged" "$$dir"/{l7,http2,dataplane}.prof; \
-	gzip -dc "$$dir/merged" | LC_ALL=C sed -E 's|/tmp/mesh-pgo\.[[:alnum:]]{6}|/tmp/mesh-pgo.000000|g' | gzip -9n >"$$dir/clean"; \
-	install -m 0644 "$$dir/clean" $(PROFILE)
-
 .PHONY: bench
 bench: build ## measure mesh-proxy beside HAProxy, Envoy, nginx (BENCH=-quick)
 	@tests/setup/tools.sh bench || [[ $$? == 3 ]] # who is missing stands in the report
-	go build $(BUILD) -pgo=$(PROFILE) -o bin/bench ./tests/bench
+	go build $(BUILD) -o bin/bench ./tests/bench
 	exec bin/bench $(BENCH)
 
 .PHONY: bench-server
