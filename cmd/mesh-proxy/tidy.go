@@ -48,7 +48,7 @@ func (t *tidier) done(cpu time.Duration) { t.before, t.last = cpu, cpu }
 func tidy(ctx context.Context) {
 	ticker := time.NewTicker(tidyEvery)
 	defer ticker.Stop()
-	var t tidier
+	t := tidier{passes: tidyPasses} // for what the start left, however little time it took
 	for {
 		select {
 		case <-ctx.Done():

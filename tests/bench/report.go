@@ -453,7 +453,7 @@ func (r *report) each(t trial, name string) (cpu, private string) {
 func (r *report) memory() section {
 	out := section{title: "Memory", columns: []string{"what", "proxy", "process", "figure"}}
 	for _, m := range r.Plans {
-		where := "with its plan, after one scrape, before any load"
+		where := fmt.Sprintf("with its plan, %s after one scrape, before any load", settle)
 		if m.Scenario == plain {
 			where += " (one plain hop)"
 		}

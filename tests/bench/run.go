@@ -51,7 +51,7 @@ func oneSetting(ctx context.Context, r *report, s setting, dir string, once bool
 		r.Configs = f.configs
 	}
 	if once {
-		if err := f.private(r); err != nil {
+		if err := f.private(ctx, r); err != nil {
 			return err
 		}
 		if slices.Contains(r.options.only, idle) {
@@ -68,9 +68,18 @@ func oneSetting(ctx context.Context, r *report, s setting, dir string, once bool
 	return f.rounds(ctx, r)
 }
 
+// settle is how long nothing is asked of anybody before memory is looked at: what
+// the start left is given back by then, where it is.
+const settle = 20 * time.Second
+
 // private notes the memory of every process with its plan, after one scrape
 // and before any load.
-func (f *field) private(r *report) error {
+func (f *field) private(ctx context.Context, r *report) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(settle):
+	}
 	seen := map[int]bool{}
 	for _, l := range f.lanes {
 		for _, p := range l.parts {
