@@ -47,6 +47,11 @@ func later(v vector) int {
 // expect sends one vector and compares all that came of it with its row.
 func (s *stand) expect(t *testing.T, d door, v vector) {
 	t.Helper()
+	defer func() {
+		if t.Failed() {
+			t.Logf("the callee's proxy said:\n%s", s.allowed.log())
+		}
+	}()
 	o := s.try(t, d, v.raw, v.short)
 	var seen []string
 	for _, sight := range o.sights {

@@ -48,9 +48,19 @@ type tally struct {
 	mu              sync.Mutex
 	allowed, fences int
 	changed         chan struct{}
+	last            []string // lines of the log
 }
 
+// lastLines is how much of the log is told with a failure.
+const lastLines = 30
+
 func (c *tally) line(line string) {
+	c.mu.Lock()
+	if len(c.last) == lastLines {
+		c.last = slices.Delete(c.last, 0, 1)
+	}
+	c.last = append(c.last, line)
+	c.mu.Unlock()
 	if !strings.Contains(line, ` msg="intention decided" `) || !strings.Contains(line, " allowed=true ") {
 		return
 	}
@@ -63,6 +73,13 @@ func (c *tally) line(line string) {
 	}
 	close(c.changed)
 	c.changed = make(chan struct{})
+}
+
+// log returns the last lines of the log.
+func (c *tally) log() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.last, "\n")
 }
 
 // take waits until the n-th fence was told of, and returns how many other
