@@ -82,6 +82,16 @@ func (w *world) sessions() (float64, error) {
 	return strconv.ParseFloat(string(line[1]), 64)
 }
 
+// counts waits until so many sessions are counted, by one process and the other: a session is a moment after its first bytes.
+func (w *world) counts(want float64) {
+	w.t.Helper()
+	eventually(w.t, fmt.Sprintf("%v sessions are counted", want), func() bool {
+		n, err := w.sessions()
+		must(w.t, err)
+		return n == want
+	})
+}
+
 // TestHotRestart: another process takes over without a connection noticing; the first one drains, still enforces plans, passes on
 // what it counts, and as the one that was started waits for the end of the other.
 func TestHotRestart(t *testing.T) {
@@ -106,9 +116,7 @@ func TestHotRestart(t *testing.T) {
 	must(t, echo(old))
 	fresh, err := w.talk()
 	must(t, err)
-	if n, err := w.sessions(); n != 3 || err != nil {
-		t.Errorf("%v sessions were counted, want 3: %v", n, err)
-	}
+	w.counts(3)
 
 	// A plan is enforced by both.
 	w.plan.Position.Revision++
@@ -126,9 +134,7 @@ func TestHotRestart(t *testing.T) {
 	w.ready(srv)
 	live, err := w.talk()
 	must(t, err)
-	if n, err := w.sessions(); n != 4 || err != nil {
-		t.Errorf("%v sessions were counted, want 4: %v", n, err)
-	}
+	w.counts(4)
 
 	// Who was started waits, and ends with the other one.
 	must(t, first.Process.Signal(syscall.SIGTERM))
@@ -222,9 +228,7 @@ func TestHotRestartUnderLoad(t *testing.T) {
 		must(t, c.Close())
 	}
 	w.mustRestart()
-	if n, err := w.sessions(); n != before+3 || err != nil {
-		t.Errorf("%v sessions were counted, want %v: %v", n, before+3, err)
-	}
+	w.counts(before + 3)
 }
 
 // manager is where systemd would be: it notes what is told, and by whom.
