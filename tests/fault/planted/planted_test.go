@@ -302,9 +302,15 @@ func TestPlanted(t *testing.T) {
 				bug    fault.Name
 				passes bool
 			}{{"", true}, {s.bug, false}} {
-				cmd := exec.CommandContext(t.Context(), built, "-test.run=^TestScenario$/^"+string(s.bug)+"$", "-test.v")
-				cmd.Env = append(os.Environ(), fault.EnvBugs+"="+string(row.bug))
-				out, err := cmd.CombinedOutput()
+				var out []byte
+				var err error
+				// A bug shows itself where threads meet in the wrong order, which a scenario provokes but can't command. A
+				// correct store has to pass at once.
+				for attempt := 0; attempt == 0 || !row.passes && err == nil && attempt < 4; attempt++ {
+					cmd := exec.CommandContext(t.Context(), built, "-test.run=^TestScenario$/^"+string(s.bug)+"$", "-test.v")
+					cmd.Env = append(os.Environ(), fault.EnvBugs+"="+string(row.bug))
+					out, err = cmd.CombinedOutput()
+				}
 				if row.passes != (err == nil) {
 					t.Fatalf("bug %q: %v\n%s", row.bug, err, out)
 				}
