@@ -295,7 +295,7 @@ func TestAskASilentHost(t *testing.T) {
 	if diff := cmp.Diff([]flow.Answer{{Records: []flow.Record{found}, Caught: true, Hosts: 2}}, q.all()); diff != "" {
 		t.Error(diff)
 	}
-	if took := time.Since(began); took > 2900*time.Millisecond { // a search that finds nothing waits for 3 s
+	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("it took %s", took)
 	}
 }

@@ -58,8 +58,8 @@ func TestDevDemo(t *testing.T) {
 	dev.Kill(syscall.SIGINT)
 	select {
 	case <-dev.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatalf("meshd dev has not ended 30 s after SIGINT:\n%s", tail(dev.Log, 20))
+	case <-time.After(10 * time.Second):
+		t.Fatalf("meshd dev has not ended 10 s after SIGINT:\n%s", tail(dev.Log, 20))
 	}
 	if dev.Err() != nil {
 		t.Errorf("meshd dev: %v", dev.Err())

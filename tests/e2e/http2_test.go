@@ -243,7 +243,7 @@ func (m *real) vanishHTTP2(t *testing.T, c *crowd) {
 			}
 			select {
 			case <-c.begun:
-			case <-time.After(30 * time.Second):
+			case <-time.After(10 * time.Second):
 				t.Fatalf("%s at %s: the request does not arrive", how, path)
 			}
 			if err := vanish(conn, f); err != nil {
@@ -254,7 +254,7 @@ func (m *real) vanishHTTP2(t *testing.T, c *crowd) {
 				if err == nil {
 					t.Errorf("%s at %s: the application takes what came for all", how, path)
 				}
-			case <-time.After(30 * time.Second):
+			case <-time.After(10 * time.Second):
 				t.Errorf("%s at %s: the application does not hear of it", how, path)
 			}
 			_ = conn.Close()

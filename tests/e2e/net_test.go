@@ -56,20 +56,6 @@ func fileExists(p string) bool {
 
 func tail(path string, lines int) string { return machines.Tail(path, lines) }
 
-// fastest returns how long the best of three attempts took: what a busy machine takes
-// is not the mesh's. The first that is good enough is the last; undo comes between two.
-func fastest(attempt func() time.Duration, enough time.Duration, undo func()) time.Duration {
-	best := attempt()
-	for range 2 {
-		if best <= enough {
-			break
-		}
-		undo()
-		best = min(best, attempt())
-	}
-	return best
-}
-
 func eventually(t *testing.T, limit time.Duration, what string, f func() string) time.Duration {
 	t.Helper()
 	return machines.Eventually(t, limit, what, f)

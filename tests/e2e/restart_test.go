@@ -105,7 +105,7 @@ func (s *spine) killProxies(t *testing.T, n int) {
 		}
 		patient := make(chan time.Duration, 1)
 		go func() {
-			c := &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{
+			c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 				DisableKeepAlives: true, DialContext: func(_ context.Context, _, addr string) (net.Conn, error) { return dial(addr) },
 			}}
 			if problem := get(c, hello+"?the-secret"); problem != "" {
@@ -126,8 +126,8 @@ func (s *spine) killProxies(t *testing.T, n int) {
 	slices.Sort(waited)
 	t.Logf("%d kills: a client that retries is served after %s (median), %s (most); one that waits after %s, %s", n,
 		retried[n/2].Round(time.Millisecond), retried[n-1].Round(time.Millisecond), waited[n/2].Round(time.Millisecond), waited[n-1].Round(time.Millisecond))
-	if retried[n/2] > 500*time.Millisecond { // the slowest tells of this machine
-		t.Errorf("served again after %s, of %v; want at most 500 ms", retried[n/2], retried)
+	if retried[n-1] > 500*time.Millisecond {
+		t.Errorf("served again after %s, want at most 500 ms", retried[n-1])
 	}
 }
 
@@ -145,7 +145,7 @@ func TestNoProxyNoBypass(t *testing.T) {
 	s.web.startProxy()
 	s.web.answers(5*time.Second, "200", hello+"?the-secret")
 	s.api.proxy.Kill(syscall.SIGKILL)
-	if status, _, body := s.web.curl("--max-time", "20", hello+"?the-secret"); status != "503" {
+	if status, _, body := s.web.curl("--max-time", "7", hello+"?the-secret"); status != "503" {
 		t.Errorf("without a proxy at the callee: %s %s, want 503", status, body)
 	}
 	s.api.startProxy()

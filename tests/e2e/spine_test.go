@@ -112,17 +112,11 @@ func TestDeniedThenAllowed(t *testing.T) {
 	if !strings.Contains(r.Stdout, "DENIED by policy") || !strings.Contains(r.Stdout, "meshctl intention allow web api") {
 		t.Errorf("explain: %s", r.Stdout)
 	}
-	if took := fastest(func() time.Duration {
-		start := time.Now()
-		w := s.meshctl(0, "intention", "allow", "web", "api", "--replace", "--wait")
-		s.web.answers(time.Second, "200", "http://127.0.0.1:9191/secret-path-2")
-		took := time.Since(start)
-		t.Logf("allow → 200 in %s, of which --wait: %s", took.Round(time.Millisecond), strings.TrimSpace(w.Stderr))
-		return took
-	}, time.Second+200*time.Millisecond, func() {
-		s.meshctl(0, "intention", "deny", "web", "api", "--replace", "--wait")
-		s.web.answers(time.Second, "403", "http://127.0.0.1:9191/secret-path-2")
-	}); took > time.Second+200*time.Millisecond {
+	start := time.Now()
+	w := s.meshctl(0, "intention", "allow", "web", "api", "--wait")
+	s.web.answers(time.Second, "200", "http://127.0.0.1:9191/secret-path-2")
+	t.Logf("allow → 200 in %s, of which --wait: %s", time.Since(start).Round(time.Millisecond), strings.TrimSpace(w.Stderr))
+	if took := time.Since(start); took > time.Second+200*time.Millisecond {
 		t.Errorf("allow took %s to arrive, want at most 1 s", took)
 	}
 	status, _, body = s.web.curl("-H", "x-forwarded-client-cert: By=forged", "http://127.0.0.1:9191/secret-path-3?q=%2e")
@@ -201,16 +195,16 @@ func TestDenyCutsLiveConnections(t *testing.T) {
 	r := s.meshctl(0, "intention", "deny", "web", "echo", "--replace", "--wait")
 	t.Logf("deny: %s", strings.TrimSpace(r.Stderr))
 	s.meshctl(0, "intention", "deny", "web", "api", "--replace")
-	if err := stream.SetReadDeadline(start.Add(10 * time.Second)); err != nil {
+	if err := stream.SetReadDeadline(start.Add(2 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := stream.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the TCP stream is open 10 s after the deny: %d bytes, %v", n, err)
+		t.Errorf("the TCP stream is open 2 s after the deny: %d bytes, %v", n, err)
 	}
 	t.Logf("the TCP stream was cut %s after the deny", time.Since(start).Round(time.Millisecond))
 	// The keep-alive connection is closed, or answers what comes with 403.
 	s.web.answers(2*time.Second, "403", "http://127.0.0.1:9191/hello")
-	if err := idle.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := idle.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = io.WriteString(idle, request) // may fail already: the connection is cut
@@ -471,8 +465,8 @@ func TestProxyDrainsOnSIGTERM(t *testing.T) {
 	_ = c.Close()
 	select {
 	case <-s.api.proxy.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatalf("mesh-proxy has not ended 30 s after its last connection did:\n%s", tail(s.api.proxy.Log, 20))
+	case <-time.After(10 * time.Second):
+		t.Fatalf("mesh-proxy has not ended 10 s after its last connection did:\n%s", tail(s.api.proxy.Log, 20))
 	}
 	if s.api.proxy.Err() != nil {
 		t.Errorf("mesh-proxy: %v", s.api.proxy.Err())
@@ -521,18 +515,14 @@ func TestLostSYN(t *testing.T) {
 			t.Fatalf("nft %v: %s", rule, r.Stderr)
 		}
 	}
-	var slow []time.Duration
 	for i := range 10 {
 		start := time.Now()
 		c := s.web.connect("127.0.0.1:9192")
 		exchange(t, c, fmt.Sprintf("connection %d", i))
 		if took := time.Since(start); took > 900*time.Millisecond {
-			slow = append(slow, took)
+			t.Errorf("connection %d took %s", i, took)
 		}
 		_ = c.Close()
-	}
-	if len(slow) > 2 { // every one would be, but for what this machine does beside
-		t.Errorf("%d of 10 connections took %s", len(slow), slow)
 	}
 	if r := s.api.Run("nft", "list", "table", "inet", "loss"); strings.Contains(r.Stdout, "packets 0 ") {
 		t.Errorf("no SYN was lost, so this proves nothing: %s", r.Stdout)

@@ -36,17 +36,7 @@ const (
 // tapped is a meshctl that shows records as JSON.
 type tapped struct {
 	*process
-	t    *testing.T
-	took []time.Duration // to show what was waited for
-}
-
-// prompt demands that a record is shown within a second, of which a busy machine
-// may delay all but one.
-func (p *tapped) prompt() {
-	p.t.Helper()
-	if least := slices.Min(p.took); least > time.Second {
-		p.t.Errorf("%s showed records after %v, want at most 1 s", p.Name, p.took)
-	}
+	t *testing.T
 }
 
 // tap starts one on the server, and waits until the hosts have begun.
@@ -84,7 +74,7 @@ func (p *tapped) records() []seen {
 	return all
 }
 
-// shows waits for a record.
+// shows waits for a record: what happens is seen within a second.
 func (p *tapped) shows(want seen) seen {
 	p.t.Helper()
 	var found seen
@@ -99,7 +89,9 @@ func (p *tapped) shows(want seen) seen {
 		return "it shows: " + readFile(p.t, p.Log)
 	})
 	p.t.Logf("%s showed %s %s after %s", p.Name, want.Method, want.Path, took.Round(time.Millisecond))
-	p.took = append(p.took, took)
+	if took > time.Second {
+		p.t.Errorf("%s showed %s %s after %s, want at most 1 s", p.Name, want.Method, want.Path, took)
+	}
 	return found
 }
 
@@ -146,9 +138,6 @@ func TestWatching(t *testing.T) {
 	if !strings.Contains(r.Stderr, "each keeps its newest 1024 denials") {
 		t.Errorf("an unknown id: %s", r.Stderr)
 	}
-
-	denials.prompt()
-	tap.prompt()
 
 	s.strangersAreListed()
 	s.topCounts()
@@ -215,15 +204,8 @@ func (s *spine) strangersAreListed() {
 // topCounts: what curl sends is counted once.
 func (s *spine) topCounts() {
 	s.t.Helper()
-	l := s.web.startLoad("http://127.0.0.1:9191/v1/load", 8_000, 10*time.Second)
+	l := s.web.startLoad("http://127.0.0.1:9191/v1/load", 4_000, 5*time.Second)
 	l.await(s.t, 50)
-	eventually(s.t, 5*time.Second, "top shows what is sent", func() string { return s.topShows(l) })
-	l.none(s.t, "top ran beside it")
-}
-
-// topShows returns what is wrong with a second of top beside a load. That is not steady on a machine that is not.
-func (s *spine) topShows(l *load) string {
-	s.t.Helper()
 	var rows []struct {
 		Destination string   `json:"destination"`
 		Requests    float64  `json:"requests_per_second"`
@@ -234,12 +216,12 @@ func (s *spine) topShows(l *load) string {
 	r := s.meshctl(0, "top", "--once", "--dst", "api", "--interval", "1s", "-o", "json")
 	sent := float64(l.sentSoFar()-before) / time.Since(began).Seconds()
 	if err := json.Unmarshal([]byte(r.Stdout), &rows); err != nil || len(rows) != 1 {
-		return fmt.Sprintf("%v\n%s%s", err, r.Stdout, r.Stderr)
+		s.t.Fatalf("top: %v\n%s%s", err, r.Stdout, r.Stderr)
 	}
 	if one := rows[0]; one.Destination != apiIdentity || one.Requests < sent/3 || one.Requests > 1.7*sent || one.Success == nil || *one.Success < 0.99 || one.P99 == nil {
-		return fmt.Sprintf("it shows %s, and %.0f requests a second were sent", r.Stdout, sent)
+		s.t.Errorf("top shows %s, and %.0f requests a second were sent", r.Stdout, sent)
 	}
-	return ""
+	l.none(s.t, "top ran beside it")
 }
 
 // onTheHost: with every server dead, each host answers for itself.
@@ -273,7 +255,6 @@ func (s *spine) onTheHost(nearID, farID string, remote []string) {
 		Kind: "http", Direction: "outbound", Verdict: "passed", Node: "vm-a", Source: webIdentity, Destination: apiIdentity,
 		Method: "GET", Path: "/v1/fourth", Status: 200,
 	})
-	local.prompt()
 }
 
 // TestTapThatDoesNotRead: who watches and does not read costs nobody anything, and is told what he missed.
@@ -288,7 +269,7 @@ func TestTapThatDoesNotRead(t *testing.T) {
 	// Nothing else waits either: not the plan, not the heartbeats.
 	start := time.Now()
 	s.meshctl(0, "intention", "allow", "web", "api", "--reason", "beside a tap", "--replace", "--wait")
-	if took := time.Since(start); took > 8*time.Second { // as if nobody watched, on a machine that is busy
+	if took := time.Since(start); took > 2*time.Second {
 		t.Errorf("an intention took %s beside a tap that does not read", took)
 	}
 	l.none(t, "a tap did not read")

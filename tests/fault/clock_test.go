@@ -38,7 +38,7 @@ func TestClocks(t *testing.T) {
 			s.SetClock(0)
 		}
 		l.Check(r.T)
-		r.Count("F19 clocks jump by an hour: elections", n, 0, 3)
+		r.Count("F19 clocks jump by an hour: elections", n, 0, 0)
 		if behind, ahead := jumps(t, c); behind > -3500*time.Second || ahead < 3500*time.Second {
 			r.Errorf("the logs jump by %s and %s: the clocks were not moved, so this proves nothing", behind, ahead)
 		}

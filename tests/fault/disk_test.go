@@ -199,7 +199,7 @@ func TestSlowDisks(t *testing.T) {
 		d.set(faultfs.Faults{})
 		l.Check(r.T)
 		r.Logf("%.0f writes/s were acknowledged meanwhile", rate)
-		r.Count("F6 syncs take 200 ms: elections", n, 0, 3)
+		r.Count("F6 syncs take 200 ms: elections", n, 0, 0)
 	})
 }
 

@@ -66,7 +66,7 @@ func TestSlowLink(t *testing.T) {
 			r.Errorf("%s has caught up, and was sent no state", away.Name)
 		}
 		r.Logf("the leader has saved a state of %.0f bytes (%.0f in all), and %s was sent %.0f", size, saved, away.Name, installed)
-		r.Count("F14 a server is sent the state over 1 Mbit/s: elections", n, 0, 3)
+		r.Count("F14 a server is sent the state over 1 Mbit/s: elections", n, 0, 0)
 		r.Measured("F14 a server is sent the state over 1 Mbit/s: to service", took, 30*time.Second, 30*time.Second, 90*time.Second)
 	})
 }
