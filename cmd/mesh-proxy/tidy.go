@@ -21,11 +21,14 @@ const (
 	tidyPasses = 3
 )
 
-// tidier decides when to collect. The zero value has seen nothing.
+// tidier decides when to collect.
 type tidier struct {
 	before, last time.Duration // CPU time at the last look, and after the last collection
 	passes       int           // to come
 }
+
+// newTidier returns one that has seen nothing. What the start left is worth its passes, however little time it took.
+func newTidier() tidier { return tidier{passes: tidyPasses} }
 
 // due reports whether the process, which has used cpu by now, is to collect. It is asked each tidyEvery.
 func (t *tidier) due(cpu time.Duration) bool {
@@ -48,7 +51,7 @@ func (t *tidier) done(cpu time.Duration) { t.before, t.last = cpu, cpu }
 func tidy(ctx context.Context) {
 	ticker := time.NewTicker(tidyEvery)
 	defer ticker.Stop()
-	t := tidier{passes: tidyPasses} // for what the start left, however little time it took
+	t := newTidier()
 	for {
 		select {
 		case <-ctx.Done():

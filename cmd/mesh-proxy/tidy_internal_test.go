@@ -11,9 +11,12 @@ import (
 func TestTidyOnlyWhenIdle(t *testing.T) {
 	const collection = 200 * time.Millisecond
 	for name, c := range map[string]struct {
-		used []int
-		want []bool
+		began bool // the start is still to be tidied up after
+		used  []int
+		want  []bool
 	}{
+		"the start, whatever it took":      {began: true, used: []int{0, 3, 0, 0}, want: []bool{true, true, true, false}},
+		"a start into traffic: after that": {began: true, used: []int{4000, 3, 3, 3, 3}, want: []bool{false, true, true, true, false}},
 		"a burst, then silence: three passes, once": {
 			used: []int{4000, 4000, 3, 3, 3, 3, 3, 3},
 			want: []bool{false, false, true, true, true, false, false, false},
@@ -25,6 +28,9 @@ func TestTidyOnlyWhenIdle(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var tt tidier
+			if c.began {
+				tt = newTidier()
+			}
 			var cpu time.Duration
 			var got []bool
 			for _, ms := range c.used {
