@@ -85,7 +85,9 @@ func (l *link) init(nc net.Conn) {
 	l.asks, _ = nc.(asker)
 	l.gathers, _ = nc.(gatherer)
 	l.holds, _ = nc.(holder)
-	l.vain, _ = l.tcp.(*sock.Conn)
+	if l.lends != nil {
+		l.vain, _ = l.tcp.(*sock.Conn)
+	}
 	if sc, ok := l.tcp.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			l.raw = raw
@@ -335,7 +337,7 @@ func (l *link) await(by int64, from sock.Lender) (int, error) {
 		var n int
 		var err error
 		var vain uint32
-		yielded := l.vain != nil && l.lends != nil && l.turns.yield()
+		yielded := l.vain != nil && l.turns.yield()
 		if yielded {
 			vain = l.vain.Vain()
 		}

@@ -155,7 +155,7 @@ func (c *Conn) ReadLent(l Lender) (int, error) {
 	return n, err
 }
 
-// Vain counts the tries of ReadLent that found nothing. It is for who reads.
+// Vain counts the tries of ReadLent that found nothing. It is for who reads, and stays 0 where reads are those of the stream.
 func (c *Conn) Vain() uint32 { return c.vain }
 
 // AskLent lets q ask, and reads the answer into what q lends. Other than a write and a ReadLent it tries no read before there is

@@ -377,3 +377,34 @@ func TestNoAllocations(t *testing.T) {
 		t.Errorf("%v allocations per round trip", per)
 	}
 }
+
+// TestVain: who reads can tell whether there was something to read at once.
+func TestVain(t *testing.T) {
+	near, far := pair(t)
+	if _, err := io.WriteString(far, "here"); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := near.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Read(func(fd uintptr) bool { n, _ := sock.Peek(fd); return n > 0 }); err != nil { // until it is there
+		t.Fatal(err)
+	}
+	q := &question{}
+	if n, err := near.ReadLent(q); n != len("here") || err != nil {
+		t.Fatalf("read %d bytes, %v", n, err)
+	}
+	if n := near.Vain(); n != 0 {
+		t.Errorf("%d tries found nothing, and all was there", n)
+	}
+	if err := near.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := near.ReadLent(q); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("read %d bytes, %v, with nothing there", n, err)
+	}
+	if n := near.Vain(); n != 1 {
+		t.Errorf("%d tries found nothing, want 1", n)
+	}
+}
