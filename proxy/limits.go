@@ -11,7 +11,7 @@ type Limits struct {
 	// HeadBytes bounds the head of a request or response, of either version of
 	// HTTP, and its trailers.
 	HeadBytes int `json:"head_bytes,omitzero"`
-	// LineBytes bounds a line of an HTTP/1 head.
+	// LineBytes bounds a line of an HTTP/1 head, and a field of HTTP/2's.
 	LineBytes int `json:"line_bytes,omitzero"`
 	// Fields bounds the number of fields of a head.
 	Fields int `json:"fields,omitzero"`

@@ -118,8 +118,8 @@ func (p *Plane) record(side direction, r *l7.Record) {
 	if r.Reason != l7.None {
 		p.metrics.failures.WithLabelValues(string(side), r.Reason.String()).Inc()
 	}
-	if refused, isRefused := errors.AsType[*http1.Error](r.Err); isRefused && refused.Limit() != "" {
-		p.http1.WithLabelValues(refused.Limit()).Inc()
+	if refused, isRefused := errors.AsType[*http1.Error](r.Err); isRefused && refused.Limit != "" {
+		p.http1.WithLabelValues(string(refused.Limit)).Inc()
 	}
 	a, ok := r.User.(*attempt)
 	if ok {

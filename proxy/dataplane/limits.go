@@ -83,8 +83,8 @@ func (p *Plane) limitMetrics(r prometheus.Registerer) error {
 	p.http1 = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "mesh_http1_refusals_total", Help: "Requests and responses of HTTP/1 that a limit of heads refused.",
 	}, []string{"limit"})
-	for _, limit := range http1.LimitNames() {
-		p.http1.WithLabelValues(limit)
+	for _, limit := range http1.AllLimits() {
+		p.http1.WithLabelValues(string(limit))
 	}
 	return errors.Join(append(errs, r.Register(p.http1))...)
 }

@@ -156,6 +156,11 @@ func TestLimitsComeWithThePlan(t *testing.T) {
 		t.Errorf("a line of 3,000 bytes got %d, want 431", got)
 	}
 	eventually(t, "the line is counted", func() bool { return m.a.metric("mesh_http1_refusals_total", "limit", "line-bytes") == 1 })
+	c = clientOf(t, true)
+	if got := large(); got != 431 {
+		t.Errorf("a field of 3,000 bytes over HTTP/2 got %d, want 431", got)
+	}
+	eventually(t, "the field is counted", func() bool { return m.a.metric("mesh_http2_refusals_total", "limit", "head-size") == 1 })
 
 	near := dial(t, m.upstream)
 	if _, err := io.WriteString(near, xhttp2.ClientPreface); err != nil {

@@ -14,12 +14,18 @@ type Error struct {
 	Status int
 	// Reason says what is wrong, in one line, without any byte of the peer.
 	Reason string
+	// Limit is what refused, if it was a limit.
+	Limit Limit
 }
 
 // Error says what was refused.
 func (e *Error) Error() string { return "http/1.1 refused: " + e.Reason }
 
 func refuse(status int, reason string) *Error { return &Error{Status: status, Reason: reason} }
+
+func limited(status int, by Limit, reason string) *Error {
+	return &Error{Status: status, Reason: reason, Limit: by}
+}
 
 // The refusals. They are values, so that refusing a flood allocates nothing.
 var (
@@ -40,14 +46,14 @@ var (
 	errAsterisk      = refuse(400, "target * belongs to OPTIONS only")
 	errUserinfo      = refuse(400, "target has user information")
 	errTargetHost    = refuse(400, "the target's host differs from Host")
-	errTargetLong    = refuse(414, "request line is longer than the limit")
-	errLineLong      = refuse(431, "field line is longer than the limit")
-	errHeadLong      = refuse(431, "head is longer than the limit")
-	errFields        = refuse(431, "more field lines than the limit")
+	errTargetLong    = limited(414, LimitLineBytes, "request line is longer than the limit")
+	errLineLong      = limited(431, LimitLineBytes, "field line is longer than the limit")
+	errHeadLong      = limited(431, LimitHeadBytes, "head is longer than the limit")
+	errFields        = limited(431, LimitFields, "more field lines than the limit")
 	errNoColon       = refuse(400, "field line without a colon")
 	errName          = refuse(400, "field name is not a token")
 	errNameSpace     = refuse(400, "white space between field name and colon")
-	errUnderscore    = refuse(400, "field name has an underscore")
+	errUnderscore    = limited(400, LimitUnderscore, "field name has an underscore")
 	errValue         = refuse(400, "field value has a control byte")
 	errNoHost        = refuse(400, "no Host field")
 	errHosts         = refuse(400, "more than one Host field")

@@ -34,21 +34,18 @@ func (l Limits) WithDefaults() Limits {
 	return l
 }
 
-// LimitNames returns what [Error.Limit] can return.
-func LimitNames() []string { return []string{"head-bytes", "line-bytes", "fields", "underscore"} }
+// A Limit is one of [Limits], by the name that metrics have.
+type Limit string
 
-// Limit names the limit that refused, or is empty if none did.
-func (e *Error) Limit() string {
-	switch e.Reason {
-	case errHeadLong.Reason, "trailers are longer than the limit":
-		return "head-bytes"
-	case errLineLong.Reason, errTargetLong.Reason:
-		return "line-bytes"
-	case errFields.Reason:
-		return "fields"
-	case errUnderscore.Reason:
-		return "underscore"
-	default:
-		return ""
-	}
+// The limits that refuse.
+const (
+	LimitHeadBytes  Limit = "head-bytes"
+	LimitLineBytes  Limit = "line-bytes"
+	LimitFields     Limit = "fields"
+	LimitUnderscore Limit = "underscore"
+)
+
+// AllLimits returns every Limit.
+func AllLimits() []Limit {
+	return []Limit{LimitHeadBytes, LimitLineBytes, LimitFields, LimitUnderscore}
 }

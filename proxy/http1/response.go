@@ -67,7 +67,7 @@ func (r *Response) Parse(buf []byte, lim *Limits) (int, error) {
 // badGateway gives a refusal the status that fits a response.
 func badGateway(err error) error {
 	if e, ok := err.(*Error); ok { //nolint:errorlint // refusals of this package are never wrapped
-		return &Error{Status: 502, Reason: e.Reason}
+		return &Error{Status: 502, Reason: e.Reason, Limit: e.Limit}
 	}
 	return err
 }

@@ -213,8 +213,8 @@ func (f *forward) awakeLocked() l7.Waker {
 
 // fail ends an exchange that has no stream.
 func (f *forward) fail(e *l7.Error) {
-	if count := f.pool.cfg.Counters; count != nil && (e == errWaiting || e == errPatience) {
-		count.Waiting.Add(1)
+	if e == errWaiting || e == errPatience {
+		f.pool.cfg.Counters.Waiting.Add(1)
 	}
 	f.mu.Lock()
 	if f.failed == nil {

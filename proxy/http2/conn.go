@@ -115,9 +115,6 @@ type peerSettings struct {
 
 // init prepares c. settings are what this end announces.
 func (c *conn) init(r role, l Limits, count *Counters) {
-	if count == nil {
-		count = &Counters{}
-	}
 	c.role, c.limits, c.count = r, l.WithDefaults(), count
 	c.dec, c.enc = hpack.NewDecoder(), hpack.NewEncoder(4096)
 	c.peer = peerSettings{window: initialWindow, frame: maxFrame, maxStreams: unlimitedStreams}

@@ -70,7 +70,7 @@ type Counters struct {
 	Answers       atomic.Uint64 // by [ErrAnswers]
 	HeadTimeouts  atomic.Uint64 // by [ErrHeadTimeout]
 	Stalled       atomic.Uint64 // exchanges ended by [ErrStalled]
-	HeadTooLarge  atomic.Uint64 // requests or responses whose head was larger than the limit
+	HeadTooLarge  atomic.Uint64 // requests or responses whose head, or one field of it, was larger than the limit
 	Malformed     atomic.Uint64 // streams that were reset because of what came on them
 	Violations    atomic.Uint64 // connections ended because of what came on them, those above not included
 	Waiting       atomic.Uint64 // exchanges that a [Pool] ended as they had no stream: too many waited, or for too long

@@ -84,6 +84,9 @@ func NewPool(cfg PoolConfig) *Pool { //nolint:gocritic // made once per endpoint
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = 16
 	}
+	if cfg.Counters == nil {
+		cfg.Counters = &Counters{}
+	}
 	if cfg.MaxWaiting == 0 {
 		cfg.MaxWaiting = 1024
 	}

@@ -378,8 +378,10 @@ func (c *Conn) exchange(x *served, id uint32, h *l7.Head, host []byte, end bool)
 	r := &x.head
 	x.ex.Begin(&c.info, x, h, l7.Instant())
 	refused := r.refused
-	if refused == errHeadTooLarge {
+	if refused == errHeadTooLarge || refused == errLineTooLong {
 		c.count.HeadTooLarge.Add(1)
+	}
+	if refused == errHeadTooLarge {
 		x.ex.Request.Path = slash
 	} else if err := x.ex.Normalize(host, c.xfcc); refused == nil {
 		refused = err

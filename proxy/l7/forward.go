@@ -337,7 +337,7 @@ func (f *forward) readHead() error {
 			return err
 		}
 		if b.w == len(b.b) && !b.grow(s.limits.HeadBytes) {
-			return &http1.Error{Status: 502, Reason: "head is longer than the limit"}
+			return &http1.Error{Status: 502, Reason: "head is longer than the limit", Limit: http1.LimitHeadBytes}
 		}
 		n, err = s.fill(b.b[b.w:])
 		if err != nil {

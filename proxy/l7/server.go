@@ -217,7 +217,7 @@ func (c *Conn) readHead() error {
 			return j.refuse(err)
 		}
 		if b.w == len(b.b) && !b.grow(cfg.Limits.HeadBytes) {
-			return j.refuse(&http1.Error{Status: 431, Reason: "head is longer than the limit"})
+			return j.refuse(&http1.Error{Status: 431, Reason: "head is longer than the limit", Limit: http1.LimitHeadBytes})
 		}
 		if by == 0 && cfg.HeadTimeout > 0 {
 			by = instant() + int64(cfg.HeadTimeout)

@@ -182,7 +182,7 @@ func (s *source) more() error {
 	if len(b.b)-b.w < 1<<10 {
 		// The head is in this buffer: it keeps the old bytes alive.
 		if !b.grow(s.base + s.limits.HeadBytes + bufferSize) {
-			return &http1.Error{Status: 431, Reason: "trailers are longer than the limit"}
+			return &http1.Error{Status: 431, Reason: "trailers are longer than the limit", Limit: http1.LimitHeadBytes}
 		}
 	}
 	n, err := s.fill(b.b[b.w:])
